@@ -1,0 +1,41 @@
+"""Streams any DeepFilterNet export.
+
+The names below are imported when they are first used, so that ``import dfstream`` stays quick:
+numba, onnx and onnxruntime load with the first model, not with the package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dfstream.config import ModelConfig
+    from dfstream.offline import enhance
+    from dfstream.errors import DfstreamError
+    from dfstream.model import Model
+    from dfstream.stream import Stream
+
+__version__ = "0.1.0"
+
+__all__ = ["DfstreamError", "Model", "ModelConfig", "Stream", "__version__", "enhance"]
+
+_HOME = {
+    "DfstreamError": "dfstream.errors",
+    "Model": "dfstream.model",
+    "ModelConfig": "dfstream.config",
+    "Stream": "dfstream.stream",
+    "enhance": "dfstream.offline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

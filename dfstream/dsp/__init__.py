@@ -1,0 +1,1 @@
+"""The signal processing of libDF as numba kernels and thin stateful classes."""

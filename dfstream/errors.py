@@ -1,0 +1,100 @@
+"""Everything dfstream raises on purpose, and the exit code each kind gives the command line.
+
+::
+
+    DfstreamError                1   anything below, or a failure without a better name
+    ├── UsageError               2   an argument out of range, an unknown name, an existing output
+    ├── ModelError               3   a model that cannot be used
+    │   ├── ArchiveError             unreadable, truncated or unsafe file
+    │   ├── IntegrityError           the bytes are not the expected ones
+    │   ├── DownloadError            the network did not deliver
+    │   └── UnsupportedGraph         a graph outside the DeepFilterNet family, or one patch refusing it
+    ├── BackendError             4   a runtime that cannot load or run a graph
+    │   └── BackendUnavailable       not installed, or not on this platform
+    ├── AudioError               5   an input that is not the audio we can process
+    └── VerifyFailed             6   a patched graph does not compute what the original does
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArchiveError",
+    "AudioError",
+    "BackendError",
+    "BackendUnavailable",
+    "DfstreamError",
+    "DownloadError",
+    "IntegrityError",
+    "ModelError",
+    "UnsupportedGraph",
+    "UsageError",
+    "VerifyFailed",
+]
+
+
+class DfstreamError(Exception):
+    """Base of all errors of this package.
+
+    Parameters
+    ----------
+    message : str
+        What was found and what was expected, in one line.
+    hint : str, optional
+        What to do about it, in one line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(DfstreamError, ValueError):
+    """A call or a command line that asks for something impossible."""
+
+    exit_code = 2
+
+
+class ModelError(DfstreamError):
+    """A model that cannot be used."""
+
+    exit_code = 3
+
+
+class ArchiveError(ModelError):
+    """A model file that cannot be read, is cut short, or is not safe to read."""
+
+
+class IntegrityError(ModelError):
+    """Bytes whose hash is not the expected one."""
+
+
+class DownloadError(ModelError):
+    """A download that did not succeed."""
+
+
+class UnsupportedGraph(ModelError):
+    """A graph that is not of the DeepFilterNet family, or that a patch does not fit."""
+
+
+class BackendError(DfstreamError):
+    """A runtime that cannot load or run a graph."""
+
+    exit_code = 4
+
+
+class BackendUnavailable(BackendError):
+    """A runtime that is not installed or does not exist on this platform."""
+
+
+class AudioError(DfstreamError, ValueError):
+    """An input that is not audio, or not audio of a supported form."""
+
+    exit_code = 5
+
+
+class VerifyFailed(DfstreamError):
+    """A patched graph does not compute what the original does."""
+
+    exit_code = 6

@@ -1,0 +1,1 @@
+"""Ways to drive the graphs, one a file."""

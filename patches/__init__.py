@@ -1,0 +1,1 @@
+"""Graph surgery on DeepFilterNet exports, one patch a file."""
