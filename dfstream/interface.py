@@ -1,0 +1,30 @@
+"""Names of the tensors that go in and out of the graphs, and the one rule that pairs states.
+
+An export has three graphs: ``enc`` (features to skips, embedding and LSNR), ``erb_dec`` (to the mask)
+and ``df_dec`` (to the deep-filter coefficients). B is the batch (streams), T the number of frames.
+"""
+
+from __future__ import annotations
+
+__all__ = ["EXPORTS", "FEATURES", "LINKS", "RESULTS", "state_output"]
+
+#: Graphs of an official export.
+EXPORTS = ("enc", "erb_dec", "df_dec")
+
+#: ``feat_erb`` float32 [B, 1, T, bands] and ``feat_spec`` float32 [B, 2, T, df bins] (re, im).
+FEATURES = ("feat_erb", "feat_spec")
+
+#: Tensors that the encoder hands to the decoders, under one name in every export.
+LINKS = ("e0", "e1", "e2", "e3", "emb", "c0")
+
+#: ``lsnr`` [B, T, 1] in dB, ``m`` [B, 1, T, bands], ``coefs`` [B, T, df bins, 2 * taps].
+RESULTS = ("lsnr", "m", "coefs")
+
+
+def state_output(name: str) -> str:
+    """Name of the output that carries the next value of a state input.
+
+    GRU states are called ``h0``, ``erb_h0``, ``df_h0`` and come out as ``h1``, ``erb_h1``, ``df_h1``;
+    every other state ``x`` comes out as ``x_out``.
+    """
+    return f"{name[:-1]}1" if name == "h0" or name.endswith("_h0") else f"{name}_out"

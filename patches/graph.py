@@ -1,0 +1,220 @@
+"""What all patches need: reading and writing graphs, walking them, telling constants apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from dfstream.errors import UnsupportedGraph
+from dfstream.interface import FEATURES, RESULTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "BATCH",
+    "FRAMES",
+    "TIME",
+    "ancestors",
+    "batch_axis",
+    "constant",
+    "constant_value",
+    "consumers",
+    "export_graph",
+    "find_output",
+    "import_graph",
+    "producer",
+    "replace_input",
+    "sections",
+    "static_shapes",
+    "time_pad",
+    "variable",
+]
+
+#: Symbols of the two dynamic axes.
+BATCH, FRAMES = "B", "T"
+
+#: Time axis of the convolution maps [B, channels, T, width].
+TIME = 2
+
+
+def import_graph(model: onnx.ModelProto) -> gs.Graph:
+    """Make an editable graph; shapes of inner tensors are dropped, exporters write meaningless ones."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    graph = gs.import_onnx(bare)
+    for tensor in graph.outputs:
+        tensor.dtype = tensor.dtype or np.dtype(np.float32)
+    return graph
+
+
+def export_graph(graph: gs.Graph, metadata: dict[str, str] | None = None) -> bytes:
+    """Serialise a graph, the same bytes for the same graph.
+
+    Raises
+    ------
+    UnsupportedGraph
+        The result is not a valid ONNX graph.
+    """
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Variable) and not any(tensor is t for t in (*graph.inputs, *graph.outputs)):
+            tensor.shape = None  # stale after surgery
+    model = gs.export_onnx(graph, do_type_check=False)
+    del model.graph.value_info[:]
+    del model.metadata_props[:]
+    model.producer_name, model.producer_version = "dfstream", ""
+    for key, value in sorted((metadata or {}).items()):
+        model.metadata_props.add(key=key, value=value)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise UnsupportedGraph(f"the patched graph is not valid ONNX: {error}") from error
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+# -- tensors ---------------------------------------------------------------------------------------
+
+
+def variable(name: str, shape: Iterable[int | str] | None = None) -> gs.Variable:
+    """Make a float32 tensor that is computed or fed."""
+    return gs.Variable(name, dtype=np.dtype(np.float32), shape=None if shape is None else list(shape))
+
+
+def constant(name: str, values: Any, dtype: Any = np.int64) -> gs.Constant:
+    """Make a tensor with a fixed value."""
+    return gs.Constant(name, np.array(values, dtype=dtype))
+
+
+def constant_value(tensor: gs.Tensor) -> NDArray[Any] | None:
+    """Return the value of a tensor that is fixed in the graph, else None."""
+    if isinstance(tensor, gs.Constant):
+        values: NDArray[Any] = tensor.values
+        return values
+    node = producer(tensor)
+    if node is not None and node.op == "Constant" and "value" in node.attrs:
+        values = node.attrs["value"].values
+        return values
+    return None
+
+
+def producer(tensor: gs.Tensor) -> gs.Node | None:
+    """Return the node that computes a tensor, None for inputs and constants."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def consumers(tensor: gs.Tensor) -> list[gs.Node]:
+    """Return the nodes that read a tensor, each once, in the order they appear."""
+    return list({id(node): node for node in tensor.outputs}.values())
+
+
+def replace_input(node: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:
+    """Let a node read ``new`` wherever it reads ``old``."""
+    for index, tensor in enumerate(node.inputs):
+        if tensor is old:
+            node.inputs[index] = new
+
+
+def find_output(graph: gs.Graph, name: str) -> gs.Variable:
+    """Return a graph output by name."""
+    for tensor in graph.outputs:
+        if tensor.name == name:
+            return tensor
+    raise UnsupportedGraph(f"the graph has no output {name!r}; it has {[t.name for t in graph.outputs]}")
+
+
+def batch_axis(name: str) -> int:
+    """Return the axis of an input that counts streams: GRU states have their layers first."""
+    return 1 if name == "h0" or name.endswith("_h0") else 0
+
+
+# -- structure -------------------------------------------------------------------------------------
+
+
+def ancestors(*tensors: gs.Tensor) -> set[int]:
+    """Return the ids of all nodes that the given tensors depend on."""
+    seen: set[int] = set()
+    stack = [t for t in tensors]
+    while stack:
+        node = producer(stack.pop())
+        if node is not None and id(node) not in seen:
+            seen.add(id(node))
+            stack.extend(node.inputs)
+    return seen
+
+
+def sections(graph: gs.Graph) -> dict[str, set[int]]:
+    """Sort the nodes of a graph, whole or partial, into ``enc``, ``erb`` and ``df``, as sets of node ids.
+
+    By structure: the encoder is what the LSNR depends on, a decoder what its own result needs besides.
+    """
+    results = {t.name: t for t in graph.outputs if t.name in RESULTS}
+    encoder = ancestors(results["lsnr"]) if "lsnr" in results else set()
+    found = {"enc": encoder}
+    for section, result in (("erb", "m"), ("df", "coefs")):
+        found[section] = ancestors(results[result]) - encoder if result in results else set()
+    return found
+
+
+def time_pad(node: gs.Node) -> int:
+    """Return by how many frames a Pad lengthens the past of a convolution map, 0 if it is no such Pad.
+
+    Raises
+    ------
+    UnsupportedGraph
+        A Pad that reaches into the future, or anything else but zeros before the first frame.
+    """
+    if node.op != "Pad":
+        return 0
+    amounts = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
+    if amounts is None or len(amounts) != 8:
+        raise UnsupportedGraph(f"Pad {node.name!r}: its amounts are not constants of a rank-4 map")
+    before = int(amounts[TIME])
+    value = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
+    zeros = node.attrs.get("mode", "constant") == "constant" and (value is None or not np.any(value))
+    if not zeros or before <= 0 or np.any(np.delete(amounts, TIME)):
+        raise UnsupportedGraph(
+            f"Pad {node.name!r} with amounts {amounts.tolist()}: expected zeros before the first frame only"
+        )
+    wrong = [n.op for n in consumers(node.outputs[0]) if n.op not in ("Conv", "Slice")]
+    if wrong:
+        raise UnsupportedGraph(f"Pad {node.name!r} feeds {wrong[0]}, expected a Conv")
+    return before
+
+
+def static_shapes(data: bytes, batch: int = 1, frames: int = 1) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors of a graph for a given batch and number of frames.
+
+    Raises
+    ------
+    UnsupportedGraph
+        The shapes cannot be worked out.
+    """
+    model = onnx.load_model_from_string(data)
+    del model.graph.value_info[:]
+    for value in model.graph.input:
+        axes = {batch_axis(value.name): batch} | ({TIME: frames} if value.name in FEATURES else {})
+        for axis, size in axes.items():
+            value.type.tensor_type.shape.dim[axis].dim_value = size
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise UnsupportedGraph(f"the shapes of the graph do not fit together: {error}") from error
+    return dict(_shapes(model.graph))
+
+
+def _shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if all(dim.HasField("dim_value") for dim in dims):
+            yield value.name, tuple(dim.dim_value for dim in dims)
+    for tensor in graph.initializer:
+        yield tensor.name, tuple(tensor.dims)
