@@ -6,7 +6,12 @@ and ``df_dec`` (to the deep-filter coefficients). B is the batch (streams), T th
 
 from __future__ import annotations
 
-__all__ = ["EXPORTS", "FEATURES", "LINKS", "RESULTS", "state_output"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["EXPORTS", "FEATURES", "LINKS", "RESULTS", "state_inputs", "state_output"]
 
 #: Graphs of an official export.
 EXPORTS = ("enc", "erb_dec", "df_dec")
@@ -28,3 +33,10 @@ def state_output(name: str) -> str:
     every other state ``x`` comes out as ``x_out``.
     """
     return f"{name[:-1]}1" if name == "h0" or name.endswith("_h0") else f"{name}_out"
+
+
+def state_inputs(inputs: Iterable[str], outputs: Iterable[str]) -> list[str]:
+    """Return which inputs of a graph are states: those whose next value is an output."""
+    given = set(outputs)
+    signal = {*FEATURES, *LINKS}  # ``emb`` goes in and ``emb_out`` out, but it is no state
+    return [name for name in inputs if name not in signal and state_output(name) in given]

@@ -32,7 +32,7 @@ def split_encoder(graph: gs.Graph) -> dict[str, gs.Graph]:
     Returns
     -------
     dict of str to Graph
-        By the names above, in the order they run.
+        By these names and ``_streaming``, in the order they run.
 
     Raises
     ------
@@ -52,7 +52,8 @@ def split_encoder(graph: gs.Graph) -> dict[str, gs.Graph]:
     df = _extract(graph, ["emb", "c0"], ["coefs"], states["df_dec"])
     gru.outputs[0].name = "emb_out"
     conv.outputs[5].name = gru.inputs[0].name = "emb"
-    return {"enc_conv": conv, "enc_gru": gru, "erb_dec": erb, "df_dec": df}
+    parts = {"enc_conv": conv, "enc_gru": gru, "erb_dec": erb, "df_dec": df}
+    return {f"{name}_streaming": part for name, part in parts.items()}
 
 
 def _gru_input(graph: gs.Graph) -> gs.Variable:

@@ -1,0 +1,60 @@
+"""How every kernel is compiled: for one signature, at the import of its module.
+
+The signature is explicit, so no call ever compiles in the middle of a stream, whatever arrays a
+caller brings. It also says which arrays a kernel only reads, and the compiler refuses a kernel that
+writes to one of those.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numba
+from numba import types
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["complex64", "float32", "intp", "jit", "reads", "writes"]
+
+float32, complex64, intp = types.float32, types.complex64, types.intp
+
+#: No reordering of sums: blocks of any length must give the same bits.
+_njit: Any = partial(numba.njit, nogil=True, fastmath=False, error_model="numpy")
+
+_Kernel = TypeVar("_Kernel", bound="Callable[..., None]")
+
+
+def reads(dtype: Any, ndim: int) -> Any:
+    """Type of a C-contiguous array that a kernel leaves alone; writable arrays may be passed too."""
+    return types.Array(dtype, ndim, "C", readonly=True)
+
+
+def writes(dtype: Any, ndim: int) -> Any:
+    """Type of a C-contiguous array that a kernel changes."""
+    return types.Array(dtype, ndim, "C")
+
+
+def jit(*arguments: Any) -> Callable[[_Kernel], _Kernel]:
+    """Compile a kernel that takes these types and returns nothing.
+
+    The machine code is kept in numba's cache on disk. Where there is no place for one (a read-only
+    installation without a home folder, code inside an archive) each process compiles its own.
+
+    Parameters
+    ----------
+    *arguments : numba types
+        One for each parameter: `reads`, `writes`, or a scalar type.
+    """
+    signature = types.void(*arguments)
+
+    def compile_kernel(function: _Kernel) -> _Kernel:
+        kernel: _Kernel
+        try:
+            kernel = _njit(signature, cache=True)(function)
+        except (RuntimeError, OSError):  # no locator for a cache, or its disk is full
+            kernel = _njit(signature)(function)
+        return kernel
+
+    return compile_kernel

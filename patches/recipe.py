@@ -1,0 +1,181 @@
+"""A recipe: which patches turn a merged export into the graphs of one mode, in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from dfstream.errors import ModelError, UnsupportedGraph
+from dfstream.interface import state_inputs, state_output
+
+from .fold import fold_constants
+from .graph import export_graph
+from .last_frame import window_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import onnx_graphsurgeon as gs
+
+    from dfstream.config import ModelConfig
+
+__all__ = ["Metadata", "Patched", "Recipe", "read_metadata", "single"]
+
+_PREFIX = "dfstream."
+_FORMAT = "1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the graphs of one mode are made.
+
+    Attributes
+    ----------
+    name : str
+        The mode, or what else the graphs are for.
+    stems : tuple of str
+        File names, without ``.onnx``, of the graphs it makes.
+    patches : tuple of callable
+        Each takes the graph, changes it in place and returns the sites it changed, none if it had
+        nothing to do.
+    finish : callable
+        Turns the patched graph into graphs by stem.
+    """
+
+    name: str
+    stems: tuple[str, ...]
+    patches: tuple[Callable[[gs.Graph], list[str]], ...]
+    finish: Callable[[gs.Graph], Mapping[str, gs.Graph]]
+
+    def apply(self, merged: gs.Graph, config: ModelConfig, source_sha256: str) -> Patched:
+        """Patch a merged graph, which is left as it is.
+
+        Raises
+        ------
+        UnsupportedGraph
+            A patch does not fit; the message begins with the recipe's name.
+        """
+        graph = merged.copy()
+        try:
+            report = [(patch.__name__, tuple(patch(graph))) for patch in self.patches]
+            graphs = self.finish(graph)
+            report += [(self.finish.__name__, tuple(self.stems))] if len(self.stems) > 1 else []
+            window = _exact_window(merged)
+            common = {
+                "format": _FORMAT,
+                "recipe": self.name,
+                "source_sha256": source_sha256,
+                "patches": json.dumps(["merge", *(name for name, _ in report)]),
+                "config": json.dumps(config.to_dict(), sort_keys=True),
+                "delay_samples": str(config.delay_samples),
+                **({"window_frames": str(window)} if window else {}),
+            }
+            files = {stem: export_graph(g, _metadata(stem, g, common)) for stem, g in graphs.items()}
+        except UnsupportedGraph as error:
+            raise UnsupportedGraph(f"{self.name}: {error}", hint=error.hint) from error
+        return Patched(files, tuple(report))
+
+
+@dataclasses.dataclass(frozen=True)
+class Patched:
+    """What a recipe made.
+
+    Attributes
+    ----------
+    files : mapping of str to bytes
+        Serialised graphs by stem.
+    report : tuple of (str, tuple of str)
+        Each patch and the sites it changed.
+    """
+
+    files: Mapping[str, bytes]
+    report: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def single(stem: str) -> Callable[[gs.Graph], Mapping[str, gs.Graph]]:
+    """Return the finish of a recipe that makes one graph."""
+
+    def one_graph(graph: gs.Graph) -> Mapping[str, gs.Graph]:
+        return {stem: graph}
+
+    return one_graph
+
+
+def _exact_window(merged: gs.Graph) -> int | None:
+    folded = merged.copy()
+    fold_constants(folded)
+    try:
+        return window_frames(folded)
+    except UnsupportedGraph:
+        return None  # time convolutions behind a GRU: no window is exact
+
+
+# -- metadata --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What dfstream wrote into a graph it patched.
+
+    Attributes
+    ----------
+    recipe, stem : str
+        Which recipe made it and under which file name.
+    source_sha256 : str
+        Digest of the export it comes from.
+    patches : tuple of str
+        Names of the patches, in order.
+    config : dict
+        Fields of `dfstream.config.ModelConfig`.
+    window_frames : int or None
+        Feature frames that make one frame exact, None where no window does.
+    """
+
+    recipe: str
+    stem: str
+    source_sha256: str
+    patches: tuple[str, ...]
+    config: dict[str, Any]
+    window_frames: int | None
+
+
+def read_metadata(model: onnx.ModelProto, name: str) -> Metadata | None:
+    """Return what dfstream wrote into a graph, None for a graph it did not write.
+
+    Raises
+    ------
+    ModelError
+        Written by another version of dfstream, or damaged.
+    """
+    values = {p.key.removeprefix(_PREFIX): p.value for p in model.metadata_props if p.key.startswith(_PREFIX)}
+    if "format" not in values:
+        return None
+    if values["format"] != _FORMAT:
+        raise ModelError(
+            f"{name}: patched by another version of dfstream (format {values['format']!r}, this one reads {_FORMAT})",
+            hint="patch the original export again",
+        )
+    try:
+        window = values.get("window_frames")
+        return Metadata(
+            recipe=values["recipe"],
+            stem=values["graph"],
+            source_sha256=values["source_sha256"],
+            patches=tuple(json.loads(values["patches"])),
+            config=json.loads(values["config"]),
+            window_frames=None if window is None else int(window),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"{name}: its dfstream metadata is damaged ({error})") from error
+
+
+def _metadata(stem: str, graph: gs.Graph, common: dict[str, str]) -> dict[str, str]:
+    inputs = {t.name: t for t in graph.inputs}
+    states = [
+        {"name": name, "output": state_output(name), "shape": list(inputs[name].shape), "initial": 0}
+        for name in state_inputs(inputs, [t.name for t in graph.outputs])
+    ]
+    return {f"{_PREFIX}{k}": v for k, v in {**common, "graph": stem, "states": json.dumps(states)}.items()}
