@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dfstream.backends.base import Backend, Session
     from dfstream.patches.facts import Facts
-    from dfstream.patches.recipe import Metadata, Recipe
+    from dfstream.patches.recipe import Metadata, Patched, Recipe
 
 __all__ = ["Model"]
 
@@ -168,8 +168,8 @@ class Model:
                     self._graphs[recipe.name] = self.patch(recipe).files
             return self._graphs[recipe.name]
 
-    def patch(self, recipe: Recipe) -> Any:
-        """Apply a recipe to the export; returns `dfstream.patches.recipe.Patched` with its report.
+    def patch(self, recipe: Recipe) -> Patched:
+        """Apply a recipe to the export.
 
         Raises
         ------
@@ -182,15 +182,27 @@ class Model:
                 f"{self.origin}: {recipe.name} needs {', '.join(recipe.stems)}; at hand is only {have}",
                 hint="load the original export: every mode can be made from it",
             )
-        return recipe.apply(self._merged(), self.config, self.sha256)
+        patched = recipe.apply(self._merged(), self.config, self.sha256)
+        merged = ("merge", tuple(EXPORTS) if len(self._sources) > 1 else ())
+        return dataclasses.replace(patched, report=(merged, *patched.report))
 
     def has_patched(self, recipe: Recipe) -> bool:
         """Whether the graphs of a recipe were found already patched."""
         return all(stem in self._patched for stem in recipe.stems)
 
+    def with_patched(self, files: Mapping[str, bytes]) -> Model:
+        """Return this model with the given graphs, by stem, in place of patching."""
+        return dataclasses.replace(
+            self, _patched=MappingProxyType(dict(files)), _graphs={}, _sessions={}, _lock=threading.RLock()
+        )
+
     def source_graphs(self) -> Mapping[str, bytes]:
         """Return the unpatched graphs: the three of an export, or ``combined``."""
         return MappingProxyType(dict(self._sources))
+
+    def files_at_hand(self) -> Mapping[str, bytes]:
+        """Return every graph that was read, patched or not, by stem."""
+        return MappingProxyType({**self._sources, **self._patched})
 
     def open(self, backend: Backend, recipe: Recipe) -> Mapping[str, Session]:
         """Return the loaded graphs of a recipe, loaded once per backend and its options."""

@@ -48,8 +48,8 @@ __all__ = ["canonicalise"]
 MAP, LAST, VECTOR = "map", "channels-last", "vector"
 
 
-def canonicalise(graph: gs.Graph) -> gs.Graph:
-    """Build the canonical one-frame graph of a merged graph.
+def canonicalise(graph: gs.Graph) -> dict[str, gs.Graph]:
+    """Build the canonical one-frame graph of a merged graph, ``combined_canonical``.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def canonicalise(graph: gs.Graph) -> gs.Graph:
     UnsupportedGraph
         Names the operator that has no canonical form.
     """
-    return _Lowering(graph).run()
+    return {"combined_canonical": _Lowering(graph).run()}
 
 
 class _Lowering:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dfstream.config import ModelConfig
 
-__all__ = ["Metadata", "Patched", "Recipe", "read_metadata", "single"]
+__all__ = ["Metadata", "Patched", "Recipe", "read_metadata"]
 
 _PREFIX = "dfstream."
 _FORMAT = "1"
@@ -41,17 +41,25 @@ class Recipe:
     patches : tuple of callable
         Each takes the graph, changes it in place and returns the sites it changed, none if it had
         nothing to do.
-    finish : callable
-        Turns the patched graph into graphs by stem.
+    finish : callable, optional
+        Turns the patched graph into graphs by stem; without one it is saved as it is.
     """
 
     name: str
     stems: tuple[str, ...]
     patches: tuple[Callable[[gs.Graph], list[str]], ...]
-    finish: Callable[[gs.Graph], Mapping[str, gs.Graph]]
+    finish: Callable[[gs.Graph], Mapping[str, gs.Graph]] | None = None
 
     def apply(self, merged: gs.Graph, config: ModelConfig, source_sha256: str) -> Patched:
         """Patch a merged graph, which is left as it is.
+
+        Parameters
+        ----------
+        merged : Graph
+        config : ModelConfig
+            Written into the metadata.
+        source_sha256 : str
+            Digest of the export, the same.
 
         Raises
         ------
@@ -61,8 +69,9 @@ class Recipe:
         graph = merged.copy()
         try:
             report = [(patch.__name__, tuple(patch(graph))) for patch in self.patches]
-            graphs = self.finish(graph)
-            report += [(self.finish.__name__, tuple(self.stems))] if len(self.stems) > 1 else []
+            graphs = {self.stems[0]: graph} if self.finish is None else self.finish(graph)
+            if self.finish is not None:
+                report.append((self.finish.__name__, tuple(graphs)))
             window = _exact_window(merged)
             common = {
                 "format": _FORMAT,
@@ -93,15 +102,6 @@ class Patched:
 
     files: Mapping[str, bytes]
     report: tuple[tuple[str, tuple[str, ...]], ...]
-
-
-def single(stem: str) -> Callable[[gs.Graph], Mapping[str, gs.Graph]]:
-    """Return the finish of a recipe that makes one graph."""
-
-    def one_graph(graph: gs.Graph) -> Mapping[str, gs.Graph]:
-        return {stem: graph}
-
-    return one_graph
 
 
 def _exact_window(merged: gs.Graph) -> int | None:

@@ -70,9 +70,12 @@ def _run(args: list[str] | None) -> int:
         return request.exit_code
     except click.Abort:
         return _fail("interrupted", None, 130)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else None
+        return _fail(error.format_message(), f"{command} --help" if command else None, error.exit_code)
     except DfstreamError as error:
         if debug:
             raise

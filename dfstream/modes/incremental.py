@@ -32,10 +32,10 @@ class Incremental(Mode):
         from dfstream.patches.causal_context import cache_causal_context
         from dfstream.patches.fold import fold_constants
         from dfstream.patches.gru_state import expose_gru_state
-        from dfstream.patches.recipe import Recipe, single
+        from dfstream.patches.recipe import Recipe
 
         patches = (fold_constants, expose_gru_state, cache_causal_context, free_batch)
-        return Recipe(cls.name, (_GRAPH,), patches, single(_GRAPH))
+        return Recipe(cls.name, (_GRAPH,), patches)
 
     @classmethod
     def frames_per_hop(cls, model: Model) -> int:  # noqa: ARG003

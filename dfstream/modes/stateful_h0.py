@@ -36,10 +36,10 @@ class StatefulH0(WindowMode):
         from dfstream.patches.fold import fold_constants
         from dfstream.patches.gru_state import expose_gru_state
         from dfstream.patches.last_frame import keep_last_frame
-        from dfstream.patches.recipe import Recipe, single
+        from dfstream.patches.recipe import Recipe
 
         patches = (fold_constants, expose_gru_state, keep_last_frame, free_batch)
-        return Recipe(cls.name, (_GRAPH,), patches, single(_GRAPH))
+        return Recipe(cls.name, (_GRAPH,), patches)
 
     @classmethod
     def frames_per_hop(cls, model: Model) -> int:

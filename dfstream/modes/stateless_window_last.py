@@ -34,9 +34,9 @@ class StatelessWindowLast(WindowMode):
     @classmethod
     def recipe(cls) -> Recipe:
         """Merge only."""
-        from dfstream.patches.recipe import Recipe, single
+        from dfstream.patches.recipe import Recipe
 
-        return Recipe(cls.name, (_GRAPH,), (), single(_GRAPH))
+        return Recipe(cls.name, (_GRAPH,), ())
 
     @classmethod
     def frames_per_hop(cls, model: Model) -> int:

@@ -1,0 +1,72 @@
+"""``dfstream inspect``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from dfstream.cli._options import json_option, print_json
+
+
+@click.command(short_help="Show what a model is and which modes it allows.")
+@click.argument("model", default="bundled")
+@json_option
+def command(model: str, as_json: bool) -> None:
+    """Show variant, delay, size, inputs, states and possible modes of MODEL (default: the bundled one)."""
+    from dfstream.inspection import inspect_model
+    from dfstream.model import Model
+
+    facts = inspect_model(Model.load(model))
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo("\n".join(_lines(facts)))
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    c, delay = facts["config"], facts["delay"]
+    lines = [
+        f"{facts['name']}: {facts['variant']}, from {facts['origin']}",
+        f"  sha256     {facts['sha256']}",
+        f"  audio      {c['sample_rate']} Hz, hop {c['hop_size']}, FFT {c['fft_size']}, {c['nb_erb']} bands, "
+        f"{c['df_order']} taps on {c['nb_df']} bins, norm decay {c['norm_alpha']:g}",
+        f"  delay      {delay['samples']} samples ({delay['ms']:.0f} ms), {delay['lookahead_frames']} frames of lookahead",
+    ]
+    return [*lines, *_network(facts["network"]), *_graphs(facts["graphs"]), *_modes(facts["modes"])]
+
+
+def _network(network: dict[str, Any] | None) -> list[str]:
+    if network is None:
+        return ["  network    only patched graphs at hand"]
+    grus = ", ".join(f"{name} {gru['layers']} x {gru['hidden']}" for name, gru in network["grus"].items())
+    kernels = ", ".join(map(str, network["time_kernels"]))
+    return [
+        f"  network    {network['parameters']:,} parameters, {network['macs_per_hop']:,} multiply-accumulates per hop",
+        f"  layers     GRUs {grus}; time kernels {kernels}",
+    ]
+
+
+def _graphs(graphs: dict[str, Any]) -> list[str]:
+    lines = ["graphs at hand:"]
+    for stem, graph in graphs.items():
+        lines.append(f"  {stem}.onnx: opset {graph['opset']}, {graph['nodes']} nodes, {graph['bytes']:,} bytes")
+        inputs = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in graph["inputs"].items())
+        # exporters write meaningless symbols into the shapes of outputs: names only
+        lines += [f"    inputs: {inputs}", f"    outputs: {', '.join(graph['outputs'])}"]
+    return lines
+
+
+def _modes(modes: dict[str, Any]) -> list[str]:
+    lines = ["modes:"]
+    for name, mode in modes.items():
+        if not mode["possible"]:
+            lines.append(f"  {name}: not possible: {mode['reason']}")
+            continue
+        exact = "exact" if mode["exact"] else "inexact"
+        made = "at hand" if mode["at_hand"] else "patched in memory"
+        frames = f"{mode['frames_per_hop']} frame{'s' if mode['frames_per_hop'] > 1 else ''} per hop"
+        lines.append(f"  {name}: {exact}, {frames}, {', '.join(mode['graphs'])} ({made})")
+        states = ", ".join(f"{state} [{', '.join(map(str, shape))}]" for state, shape in mode["states"].items())
+        lines.append(f"    states: {states or 'none'}")
+    return lines

@@ -1,0 +1,112 @@
+"""``dfstream run``."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dfstream.cli._options import BACKEND, MODE, json_option, print_json, stderr_console
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dfstream.files import FileReport
+
+
+@click.command(short_help="Enhance an audio file.")
+@click.argument("source", metavar="IN", type=click.Path())
+@click.argument("target", metavar="OUT", type=click.Path())
+@click.option(
+    "-m", "--model", default="bundled", show_default=True,
+    help="A name ('dfstream models' lists them), a folder, an archive or a graph.",
+)  # fmt: skip
+@click.option("--mode", type=MODE, default="incremental", show_default=True, help="How the graphs are driven.")
+@click.option("--backend", type=BACKEND, default="ort-cpu", show_default=True, help="What runs them.")
+@click.option(
+    "--parity", type=click.Choice(["rust", "python"]), default="rust", show_default=True,
+    help="Begin and end as DeepFilterNet's Rust engine or as its Python package.",
+)  # fmt: skip
+@click.option(
+    "--atten-lim-db", type=click.FloatRange(min=0), default=None, metavar="DB",
+    help="Attenuate noise by DB at most; 12 to 20 keeps a natural residue. No limit by default.",
+)  # fmt: skip
+@click.option(
+    "--post-filter", type=click.FloatRange(0, 1), default=0.0, show_default=True, metavar="BETA",
+    help="Strength of the post-filter; 0.02 is usual, 0 is off.",
+)  # fmt: skip
+@click.option("--no-compensate-delay", is_flag=True, help="Leave the output delayed against the input.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads of the backend.")
+@click.option("-f", "--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar, no closing line.")
+@json_option
+def command(
+    source: str, target: str, model: str, no_compensate_delay: bool, force: bool, quiet: bool, as_json: bool, **options: Any
+) -> None:
+    """Enhance the speech in IN and write it to OUT, as long as IN and aligned with it.
+
+    IN and OUT are mono files at the model's sample rate (48 kHz): WAV, FLAC, OGG. OUT's suffix decides
+    its format. A dash stands for standard input or output, as WAV.
+
+    \b
+    dfstream run noisy.wav enhanced.wav
+    dfstream run noisy.flac enhanced.flac --model dfn3 --atten-lim-db 18
+    ffmpeg -i call.mp4 -ar 48000 -ac 1 -f wav - | dfstream run - - > clean.wav
+    """
+    if as_json and target == "-":
+        raise click.UsageError("--json and OUT '-' both want standard output")
+    console = stderr_console()
+    with console.status("loading (the very first run compiles its kernels)") if not quiet else contextlib.nullcontext():
+        from dfstream.files import enhance_file
+        from dfstream.model import Model
+
+        loaded = Model.load(model)
+    with _progress(console, quiet) as progress:
+        report = enhance_file(
+            source, target, loaded, compensate_delay=not no_compensate_delay, force=force, progress=progress, **options
+        )
+    if report.clipped and not quiet:
+        click.echo(f"warning: {report.clipped} samples beyond full scale were cut off; lower the input's level", err=True)
+    if as_json:
+        print_json(_as_dict(report, target, loaded.name))
+    elif not quiet:
+        click.echo(_closing_line(report, target), err=True)
+
+
+@contextlib.contextmanager
+def _progress(console: Any, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal, nothing elsewhere."""
+    if quiet or not console.is_terminal:
+        yield lambda _done, _total: None
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("enhancing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("enhancing", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _closing_line(report: FileReport, target: str) -> str:
+    delay_ms = 1000 * report.delay_samples / report.sample_rate
+    aligned = "compensated" if report.delay_compensated else "not compensated"
+    return (
+        f"{'standard output' if target == '-' else target}: {report.duration_s:.2f} s of audio in {report.seconds:.2f} s, "
+        f"real-time factor {report.real_time_factor:.3f}, "
+        f"delay {report.delay_samples} samples ({delay_ms:.0f} ms) {aligned}"
+    )
+
+
+def _as_dict(report: FileReport, target: str, model: str) -> dict[str, Any]:
+    return {
+        "output": target,
+        "model": model,
+        "samples": report.samples,
+        "sample_rate": report.sample_rate,
+        "seconds": report.seconds,
+        "real_time_factor": report.real_time_factor,
+        "delay_samples": report.delay_samples,
+        "delay_compensated": report.delay_compensated,
+        "clipped": report.clipped,
+    }

@@ -1,0 +1,178 @@
+"""The verb ``patch``: make the graphs of modes from a model, prove them, write them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfstream import atomic, catalog, reading
+from dfstream.checking import CheckRow, check_canonical, check_mode
+from dfstream.errors import ModelError, UsageError, VerifyFailed
+from dfstream.modes.base import find_mode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dfstream.model import Model
+    from dfstream.patches.recipe import Patched, Recipe
+
+__all__ = ["CANONICAL", "PatchResult", "patch_model", "target_folder"]
+
+#: Name of the canonical recipe where a mode's name is expected.
+CANONICAL = "canonical"
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchResult:
+    """What patching for one mode did.
+
+    Attributes
+    ----------
+    name : str
+        The mode, or "canonical".
+    report : tuple of (str, tuple of str)
+        Each patch and the sites it changed; empty if the model was patched for this before.
+    checks : tuple of CheckRow
+        Comparisons with the export, none if not asked for.
+    files : mapping of str to str
+        What happened to each file: "written" or "unchanged".
+    """
+
+    name: str
+    report: tuple[tuple[str, tuple[str, ...]], ...]
+    checks: tuple[CheckRow, ...]
+    files: dict[str, str]
+
+
+def canonical_recipe() -> Recipe:
+    """Return how the canonical one-frame graph is made."""
+    from dfstream.patches.canonical import canonicalise
+    from dfstream.patches.fold import fold_constants
+    from dfstream.patches.recipe import Recipe
+
+    return Recipe(CANONICAL, ("combined_canonical",), (fold_constants,), canonicalise)
+
+
+def target_folder(source: str) -> Path:
+    """Return the folder beside a model's source.
+
+    Raises
+    ------
+    UsageError
+        The model came by name: nobody wants graphs in a package or a cache.
+    """
+    if catalog.is_known(source):
+        raise UsageError(f"{source} is a model's name, not a place to write to", hint="name a folder with -o")
+    path = Path(source)
+    return path if path.is_dir() else path.parent
+
+
+def patch_model(
+    model: Model,
+    folder: Path,
+    modes: Sequence[str] = ("stateful-h0",),
+    *,
+    canonical: bool = False,
+    check: bool = True,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[PatchResult]:
+    """Write the graphs of the given modes into a folder, all of them or, on any failure, none.
+
+    Parameters
+    ----------
+    model : Model
+    folder : Path
+        Made if it does not exist.
+    modes : sequence of str
+    canonical : bool
+        Also write the canonical one-frame graph.
+    check : bool
+        Compare the graphs with the export first.
+    force : bool
+        Replace files of the same name that dfstream did not write.
+    progress : callable
+        Told what is being done.
+
+    Raises
+    ------
+    VerifyFailed
+        A graph differs from the export by more than rounding; nothing is written.
+    UnsupportedGraph
+        A patch does not fit; nothing is written.
+    UsageError
+        A file would be replaced that dfstream did not write.
+    """
+    names = [*dict.fromkeys(modes), *([CANONICAL] if canonical else [])]
+    made = [_make(model, name, check, progress) for name in names]
+    files = {f"{stem}.onnx": data for _, patched, _ in made for stem, data in patched.files.items()}
+    actions = {name: _action(folder / name, data, force) for name, data in files.items()}
+    if any(action == "written" for action in actions.values()):
+        _write(model, folder, {name: files[name] for name, action in actions.items() if action == "written"})
+    return [
+        PatchResult(name, patched.report, checks, {f"{s}.onnx": actions[f"{s}.onnx"] for s in patched.files})
+        for name, patched, checks in made
+    ]
+
+
+def _make(
+    model: Model, name: str, check: bool, progress: Callable[[str], None]
+) -> tuple[str, Patched, tuple[CheckRow, ...]]:
+    from dfstream.patches.recipe import Patched
+
+    mode = None if name == CANONICAL else find_mode(name)
+    recipe = canonical_recipe() if mode is None else mode.recipe()
+    if not model.is_export and model.has_patched(recipe):
+        return name, Patched(dict(model.graphs(recipe)), ()), ()
+    if mode is not None:
+        mode.frames_per_hop(model)  # refuses a model that the mode cannot serve
+    progress(f"{name}: patching")
+    patched = model.patch(recipe)
+    checks: list[CheckRow] = []
+    if check:
+        progress(f"{name}: checking against the export")
+        if mode is None:
+            checks = check_canonical(model, next(iter(patched.files.values())))
+        else:
+            checks = check_mode(model.with_patched(patched.files), mode)
+    failed = [row for row in checks if not row.passed]
+    if failed:
+        worst = max(failed, key=lambda row: max(row.errors.values()))
+        errors = ", ".join(f"{key} {value:.2g}" for key, value in worst.errors.items())
+        raise VerifyFailed(
+            f"{name}: the patched graphs differ from the export by {errors} "
+            f"({worst.features} features, {worst.chunking} frames a call)",
+            hint="nothing was written; please report this with the model",
+        )
+    return name, patched, tuple(checks)
+
+
+def _action(path: Path, data: bytes, force: bool) -> str:
+    if not path.exists():
+        return "written"
+    present = path.read_bytes()
+    if present == data:
+        return "unchanged"
+    if not force and not _is_ours(present, path):
+        raise UsageError(f"{path} exists and dfstream did not write it", hint="use --force, or another folder with -o")
+    return "written"
+
+
+def _is_ours(data: bytes, path: Path) -> bool:
+    from dfstream.patches.recipe import read_metadata
+
+    try:
+        return read_metadata(reading.parse_graph(data, str(path)), str(path)) is not None
+    except ModelError:
+        return False
+
+
+def _write(model: Model, folder: Path, files: dict[str, bytes]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if model.config_ini is not None and not (folder / reading.CONFIG).exists():
+        files = {**files, reading.CONFIG: model.config_ini}
+    atomic.write_all(folder, files)

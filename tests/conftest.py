@@ -1,0 +1,110 @@
+"""Fixtures: models of every variant, official ones where they are to be had, and the recordings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import soundfile
+import synthetic
+from hypothesis import settings
+
+from dfstream.model import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Exports with official weights, none of them ours to distribute.
+OFFICIAL = ("dfn3", "dfn2", "dfn2_ll", "dfn3_h0", "dfn2_h0")
+
+#: Small exports of the family with random weights, one for each variant.
+SYNTHETIC = tuple(synthetic.PRESETS)
+
+settings.register_profile("default", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("default")
+
+
+def _beside(name: str) -> Path:
+    """Folder ``shared/<name>`` beside the checkout, where a developer keeps what we may not distribute."""
+    return ROOT.parent / "shared" / name
+
+
+def official_folder(name: str) -> Path:
+    """Folder of an official export; skips the test where there is none."""
+    folder = Path(os.environ.get("DFSTREAM_MODELS", _beside("models"))) / name
+    if not folder.is_dir():
+        pytest.skip(f"official weights of {name} not found: set DFSTREAM_MODELS to a folder that holds them")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees or touches the user's cache."""
+    monkeypatch.setenv("DFSTREAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def official() -> Callable[[str], Model]:
+    """Official models by name, each loaded once."""
+    loaded: dict[str, Model] = {}
+
+    def get(name: str) -> Model:
+        if name not in loaded:
+            loaded[name] = Model.load(official_folder(name))
+        return loaded[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of synthetic exports by preset, each written once."""
+    root = tmp_path_factory.mktemp("synthetic")
+
+    def get(name: str) -> Path:
+        folder = root / name
+        return folder if folder.exists() else synthetic.write(folder, synthetic.PRESETS[name], seed=2)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def synthetic_model(synthetic_folder: Callable[[str], Path]) -> Callable[[str], Model]:
+    """Synthetic models by preset, each loaded once."""
+    loaded: dict[str, Model] = {}
+
+    def get(name: str) -> Model:
+        if name not in loaded:
+            loaded[name] = Model.load(synthetic_folder(name))
+        return loaded[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Model:
+    """The model in the package."""
+    return Model.load()
+
+
+@pytest.fixture(scope="session")
+def noisy() -> NDArray[np.float32]:
+    """Speech in noise, 6 s at 48 kHz, ours."""
+    audio, _ = soundfile.read(ROOT / "examples" / "noisy.wav", dtype="float32")
+    return np.ascontiguousarray(audio)
+
+
+def recording(name: str) -> NDArray[np.float32]:
+    """One of the author's own test recordings; skips the test where they are not found."""
+    path = _beside("audio") / name
+    if not path.exists():
+        pytest.skip(f"recording {name} not found (its licence does not allow us to distribute it)")
+    audio, _ = soundfile.read(path, dtype="float32")
+    return np.ascontiguousarray(audio)
