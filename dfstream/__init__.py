@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dfstream.config import ModelConfig
-    from dfstream.offline import enhance
     from dfstream.errors import DfstreamError
     from dfstream.model import Model
+    from dfstream.offline import enhance
     from dfstream.stream import Stream
 
 __version__ = "0.1.0"

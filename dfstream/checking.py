@@ -180,11 +180,18 @@ def _whole(model: Model, mode_class: type[Mode], features: Arrays) -> NetOutput:
 def _pieces(features: Arrays, size: int | None) -> Iterator[list[NDArray[np.float32]]]:
     frames = features["feat_erb"].shape[2]
     for start in range(0, frames, size or frames):
-        yield [np.ascontiguousarray(features[name][:, :, start : start + (size or frames)]) for name in FEATURES]
+        yield [
+            np.ascontiguousarray(features[name][:, :, start : start + (size or frames)]) for name in FEATURES
+        ]
 
 
 def _join(pieces: list[NetOutput]) -> NetOutput:
-    return NetOutput(*(np.concatenate(parts, axis) for parts, axis in zip(zip(*pieces, strict=True), (1, 2, 1), strict=True)))
+    return NetOutput(
+        *(
+            np.concatenate(parts, axis)
+            for parts, axis in zip(zip(*pieces, strict=True), (1, 2, 1), strict=True)
+        )
+    )
 
 
 def _compare(kind: str, chunking: str, got: NetOutput, want: NetOutput) -> CheckRow:

@@ -89,12 +89,16 @@ class ModelConfig:
                 raise ModelError(f"config: {name} = {value} is outside {low} to {high}")
         if self.fft_size % 2 or not self.hop_size <= self.fft_size // 2:
             raise ModelError(
-                f"config: fft_size = {self.fft_size} must be even and at least twice hop_size = {self.hop_size}"
+                f"config: fft_size = {self.fft_size} must be even, at least twice hop_size = {self.hop_size}"
             )
         if self.nb_df > self.bins or self.nb_erb * self.min_nb_erb_freqs > self.bins:
-            raise ModelError(f"config: nb_df = {self.nb_df} or nb_erb = {self.nb_erb} is more than {self.bins} bins hold")
+            raise ModelError(
+                f"config: nb_df = {self.nb_df} or nb_erb = {self.nb_erb} is more than {self.bins} bins hold"
+            )
         if self.df_lookahead >= self.df_order:
-            raise ModelError(f"config: df_lookahead = {self.df_lookahead} needs more taps than df_order = {self.df_order}")
+            raise ModelError(
+                f"config: df_lookahead = {self.df_lookahead} needs more taps than df_order = {self.df_order}"
+            )
 
     # -- what follows from the numbers ------------------------------------------------------------
 
@@ -191,7 +195,9 @@ class ModelConfig:
         """
         fields = {f.name: f for f in dataclasses.fields(cls)}
         if not isinstance(values, dict) or set(values) != set(fields):
-            raise ModelError(f"{source}: the embedded configuration is not one this version of dfstream wrote")
+            raise ModelError(
+                f"{source}: the embedded configuration is not one this version of dfstream wrote"
+            )
         for name, value in values.items():
             wanted = str if name == "architecture" else float if name == "norm_alpha" else int
             if not isinstance(value, wanted) or isinstance(value, bool):

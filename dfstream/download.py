@@ -135,8 +135,9 @@ def url_of(known: catalog.KnownModel, base_url: str | None = None) -> str:
     base = base_url or os.environ.get(URL_VARIABLE) or BASE_URL
     try:
         parts = urllib.parse.urlsplit(base)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = usable and not (parts.query or parts.fragment or " " in base)
+    except ValueError:  # brackets or a port that are none
         usable = False
     if not usable:
         raise UsageError(f"cannot pull from {base!r}: expected an http or https address", hint=_URL_HINT)
@@ -166,7 +167,11 @@ def _fetch(
 
 
 def _receive(
-    opener: urllib.request.OpenerDirector, url: str, file: BinaryIO, size: int | None, progress: Progress | None
+    opener: urllib.request.OpenerDirector,
+    url: str,
+    file: BinaryIO,
+    size: int | None,
+    progress: Progress | None,
 ) -> None:
     """Download into an open file, once, from its beginning."""
     headers = {"User-Agent": f"dfstream/{dfstream.__version__}", "Accept-Encoding": "identity"}
@@ -185,7 +190,7 @@ def _receive(
                 break
             done += len(block)
             if max(done, total or 0) > MAX_BYTES:
-                raise IntegrityError(f"{url}: more than {MAX_BYTES} bytes, no model is that large", hint=_URL_HINT)
+                raise IntegrityError(f"{url}: over {MAX_BYTES} bytes, no model is that large", hint=_URL_HINT)
             file.write(block)
             _report(progress, done, total)
     # http.client does not complain when a read of some bytes meets an early end
@@ -202,7 +207,7 @@ def _report(progress: Progress | None, done: int, total: int | None) -> None:
 def _verify(known: catalog.KnownModel, url: str, path: Path) -> None:
     problem = catalog.mismatch(known, catalog.digests(path))
     if problem is not None:
-        raise IntegrityError(f"{url}: not the expected {known.archive}: {problem}; nothing was kept", hint=_URL_HINT)
+        raise IntegrityError(f"{url}: {problem}; nothing was kept", hint=_URL_HINT)
 
 
 # -- the network -----------------------------------------------------------------------------------
@@ -248,8 +253,9 @@ def _passes(error: Exception) -> bool:
     if isinstance(error, urllib.error.HTTPError):
         return error.code >= 500 or error.code in (408, 429)
     if isinstance(error, urllib.error.URLError):
-        return isinstance(error.reason, OSError) and not isinstance(error.reason, ssl.SSLCertVerificationError)
-    return not isinstance(error, ValueError)  # an address no resolver or server takes
+        # a wrong certificate stays wrong
+        return isinstance(error.reason, OSError) and not isinstance(error.reason, ssl.CertificateError)
+    return not isinstance(error, (http.client.InvalidURL, UnicodeError))
 
 
 def _explain(url: str, error: Exception) -> DownloadError:

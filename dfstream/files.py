@@ -76,7 +76,7 @@ def enhance_file(
     *,
     compensate_delay: bool = True,
     force: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
     **options: Any,
 ) -> FileReport:
     """Enhance one file into another of the same length.
@@ -158,7 +158,9 @@ def _enhanced(stream: Stream, audio: soundfile.SoundFile, source: str) -> Iterat
         read += len(x)
         yield stream.process(x)
     if read != audio.frames:
-        raise AudioError(f"{source}: ends after {read} of {audio.frames} samples", hint="the file is cut short")
+        raise AudioError(
+            f"{source}: ends after {read} of {audio.frames} samples", hint="the file is cut short"
+        )
     yield stream.flush()
 
 
@@ -191,7 +193,8 @@ def _opened(source: str) -> Iterator[soundfile.SoundFile]:
             audio = stack.enter_context(soundfile.SoundFile(path))
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
             raise AudioError(
-                f"{_name(source)}: not audio that can be read ({_reason(error)})", hint="WAV, FLAC and OGG are"
+                f"{_name(source)}: not audio that can be read ({_reason(error)})",
+                hint="WAV, FLAC and OGG are",
             ) from error
         yield audio
 
@@ -250,7 +253,10 @@ def _written(target: str, audio: soundfile.SoundFile) -> Iterator[soundfile.Soun
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dfstream-"))
             path, format_ = Path(folder) / "stdout.wav", "WAV"
         else:
-            path, format_ = stack.enter_context(atomic.replacing(Path(target))), _format_of(Path(target), audio)
+            path, format_ = (
+                stack.enter_context(atomic.replacing(Path(target))),
+                _format_of(Path(target), audio),
+            )
         subtype = audio.subtype if soundfile.check_format(format_, audio.subtype) else None
         try:
             with soundfile.SoundFile(path, "w", audio.samplerate, 1, subtype, format=format_) as out:
@@ -275,7 +281,9 @@ def _format_of(path: Path, audio: soundfile.SoundFile | None = None) -> str:
     if audio is not None and format_ == "WAV" and audio.format in ("WAV", "WAVEX", "RF64"):
         return str(audio.format)
     if format_ not in soundfile.available_formats():
-        raise UsageError(f"{path}: unknown audio format {path.suffix or '(no suffix)'!r}", hint="use .wav, .flac or .ogg")
+        raise UsageError(
+            f"{path}: unknown audio format {path.suffix or '(no suffix)'!r}", hint="use .wav, .flac or .ogg"
+        )
     return format_
 
 

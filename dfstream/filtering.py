@@ -56,9 +56,7 @@ class SpectralFilter:
 
     def __init__(self, config: ModelConfig, max_frames: int = 1) -> None:
         self._config = config
-        self._widths = erb_widths(
-            config.sample_rate, config.fft_size, config.nb_erb, config.min_nb_erb_freqs
-        )
+        self._widths = erb_widths(config.sample_rate, config.fft_size, config.nb_erb, config.min_nb_erb_freqs)
         past_taps = config.df_order - 1 - config.df_lookahead
         self._held = config.delay_frames - config.conv_lookahead
         # rows of each buffer: past frames first, then those of this call
@@ -122,9 +120,9 @@ class SpectralFilter:
         (self._filter_masked if self._config.filters_masked else self._filter_noisy)(T, out)
         delayed = self._noisy[self._past_taps : self._past_taps + T]
         if post_filter_beta > 0:
-            post_filter(delayed, out, np.float32(post_filter_beta))
+            post_filter(delayed, out, post_filter_beta)
         if noisy_gain > 0:
-            limit_attenuation(delayed, out, np.float32(noisy_gain))
+            limit_attenuation(delayed, out, noisy_gain)
         self._move_on(T)
         return out
 

@@ -46,7 +46,9 @@ def _network(model: Model) -> dict[str, Any]:
         "parameters": facts.parameters,
         "macs_per_hop": facts.macs_per_hop,
         "macs_by_operator": dict(facts.macs),
-        "grus": {section: {"layers": layers, "hidden": size} for section, (layers, size) in facts.grus.items()},
+        "grus": {
+            section: {"layers": layers, "hidden": size} for section, (layers, size) in facts.grus.items()
+        },
         "time_kernels": list(facts.time_kernels),
         "window_frames": facts.window,
     }
@@ -59,7 +61,8 @@ def _interface(data: bytes) -> dict[str, Any]:
 
     def tensors(values: Any) -> dict[str, list[int | str]]:
         return {
-            value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values
+            value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            for value in values
         }
 
     return {

@@ -97,7 +97,9 @@ class Model:
             path = Path(name)
             if not path.exists():
                 known = ", ".join(sorted(known.name for known in catalog.KNOWN))
-                raise UsageError(f"no model {name!r}: neither a file or folder nor a known name", hint=f"known: {known}")
+                raise UsageError(
+                    f"no model {name!r}: neither a file or folder nor a known name", hint=f"known: {known}"
+                )
             name = path.name.removesuffix(".onnx") if path.is_file() else path.resolve().name
         return _read(name, path)
 
@@ -236,14 +238,19 @@ def _read(name: str, path: Path) -> Model:
         files = reading.read_single(path)
     config_ini = files.pop(reading.CONFIG, None)
     if not files:
-        raise ModelError(f"{path}: holds no ONNX graph", hint=f"an export has {', '.join(f'{e}.onnx' for e in EXPORTS)}")
+        raise ModelError(
+            f"{path}: holds no ONNX graph", hint=f"an export has {', '.join(f'{e}.onnx' for e in EXPORTS)}"
+        )
     return _assemble(name, path, files, config_ini)
 
 
 def _assemble(name: str, path: Path, files: Mapping[str, bytes], config_ini: bytes | None) -> Model:
     from dfstream.patches.recipe import read_metadata
 
-    protos = {file.removesuffix(".onnx"): reading.parse_graph(data, f"{path}: {file}") for file, data in files.items()}
+    protos = {
+        file.removesuffix(".onnx"): reading.parse_graph(data, f"{path}: {file}")
+        for file, data in files.items()
+    }
     written = {stem: read_metadata(proto, f"{path}: {stem}.onnx") for stem, proto in protos.items()}
     data = {file.removesuffix(".onnx"): content for file, content in files.items()}
     if path.is_file() and len(data) == 1 and not any(written.values()):
@@ -254,14 +261,26 @@ def _assemble(name: str, path: Path, files: Mapping[str, bytes], config_ini: byt
     metadata = {stem: m for stem, m in written.items() if m is not None and m.stem == stem}
     config = _config(path, config_ini, sources, protos, metadata)
     sha256 = _digest(sources, config_ini, metadata)
-    patched = {stem: data[stem] for stem, m in metadata.items() if m.source_sha256 == sha256 and m.patches != ("merge",)}
+    patched = {
+        stem: data[stem]
+        for stem, m in metadata.items()
+        if m.source_sha256 == sha256 and m.patches != ("merge",)
+    }
     if not sources and not patched:
         raise ModelError(
-            f"{path}: the patched graphs come from different exports", hint="patch one export into an empty folder"
+            f"{path}: the patched graphs come from different exports",
+            hint="patch one export into an empty folder",
         )
     window = next((m.window_frames for m in metadata.values()), None)
     model = Model(
-        name, config, sha256, str(path), MappingProxyType(sources), MappingProxyType(patched), window, config_ini
+        name,
+        config,
+        sha256,
+        str(path),
+        MappingProxyType(sources),
+        MappingProxyType(patched),
+        window,
+        config_ini,
     )
     if sources:
         _check_against_config(model)
@@ -283,7 +302,9 @@ def _sources(
         return {_COMBINED: data[_COMBINED]}
     if not any(written.values()):
         missing = [f"{stem}.onnx" for stem in EXPORTS if stem not in data]
-        raise ModelError(f"{path}: {', '.join(missing)} missing", hint="an export has enc, erb_dec and df_dec")
+        raise ModelError(
+            f"{path}: {', '.join(missing)} missing", hint="an export has enc, erb_dec and df_dec"
+        )
     return {}
 
 
@@ -316,11 +337,13 @@ def _config(
         return ModelConfig.from_dict(written.config, source=f"{path}: {stem}.onnx")
     if _COMBINED in sources:
         return _default_config(protos[_COMBINED])
-    raise ModelError(f"{path}: {reading.CONFIG} missing", hint="it is part of every export and decides the variant")
+    raise ModelError(
+        f"{path}: {reading.CONFIG} missing", hint="it is part of every export and decides the variant"
+    )
 
 
 def _default_config(proto: onnx.ModelProto) -> ModelConfig:
-    """Numbers of a merged graph that has lost its configuration: shapes where they tell, else official ones."""
+    """Configuration of a merged graph that has lost it: shapes where they tell, else official numbers."""
     from dfstream.patches.graph import find_output, import_graph, producer, static_shapes
 
     shapes = static_shapes(proto.SerializeToString(), frames=7)
@@ -344,9 +367,7 @@ def _default_config(proto: onnx.ModelProto) -> ModelConfig:
     )
 
 
-def _digest(
-    sources: Mapping[str, bytes], config_ini: bytes | None, metadata: Mapping[str, Metadata]
-) -> str:
+def _digest(sources: Mapping[str, bytes], config_ini: bytes | None, metadata: Mapping[str, Metadata]) -> str:
     """Digest of the export, also where only graphs made from it are left."""
     if metadata and not all(stem in sources for stem in EXPORTS):
         return next(iter(metadata.values())).source_sha256

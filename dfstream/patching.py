@@ -155,7 +155,9 @@ def _action(path: Path, data: bytes, force: bool) -> str:
     if present == data:
         return "unchanged"
     if not force and not _is_ours(present, path):
-        raise UsageError(f"{path} exists and dfstream did not write it", hint="use --force, or another folder with -o")
+        raise UsageError(
+            f"{path} exists and dfstream did not write it", hint="use --force, or another folder with -o"
+        )
     return "written"
 
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 import tarfile
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfstream.errors import ArchiveError, UnsupportedGraph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import onnx
 
@@ -93,11 +93,15 @@ def _members(archive: tarfile.TarFile, path: Path) -> dict[str, bytes]:
         if member.isdir() or not _wanted(name):
             continue
         if not member.isreg() or member.issparse():
-            raise ArchiveError(f"{path}: member {member.name!r} is a link or special file, expected a plain file")
+            raise ArchiveError(
+                f"{path}: member {member.name!r} is a link or special file, expected a plain file"
+            )
         if name in files:
             raise ArchiveError(f"{path}: holds more than one {name}")
         if member.size > _MAX_FILE:
-            raise ArchiveError(f"{path}: member {member.name!r} has {member.size >> 20} MiB, limit {_MAX_FILE >> 20}")
+            raise ArchiveError(
+                f"{path}: member {member.name!r} has {member.size >> 20} MiB, limit {_MAX_FILE >> 20}"
+            )
         stream = archive.extractfile(member)
         data = stream.read() if stream else b""
         if len(data) != member.size:
@@ -203,14 +207,18 @@ def _check_tensor(tensor: onnx.TensorProto, name: str) -> None:
         raise ArchiveError(f"{where} keeps its data in another file")
     if any(dim < 0 for dim in tensor.dims) or math.prod(tensor.dims) > _MAX_ELEMENTS:
         raise ArchiveError(f"{where} has the absurd shape {list(tensor.dims)}")
-    if tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32,
-                                onnx.TensorProto.BOOL, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):  # fmt: skip
+    T = onnx.TensorProto
+    if tensor.data_type not in (T.FLOAT, T.INT64, T.INT32, T.BOOL, T.FLOAT16, T.DOUBLE):
         raise UnsupportedGraph(f"{where} has the type {tensor.data_type}, which the family does not use")
     if tensor.HasField("raw_data"):
         itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         if len(tensor.raw_data) != itemsize * math.prod(tensor.dims):
-            raise ArchiveError(f"{where}: its shape {list(tensor.dims)} and its {len(tensor.raw_data)} bytes disagree")
+            raise ArchiveError(
+                f"{where}: its shape {list(tensor.dims)} and its {len(tensor.raw_data)} bytes disagree"
+            )
     else:
-        stored = len(tensor.float_data) + len(tensor.int64_data) + len(tensor.int32_data) + len(tensor.double_data)
+        stored = (
+            len(tensor.float_data) + len(tensor.int64_data) + len(tensor.int32_data) + len(tensor.double_data)
+        )
         if stored != math.prod(tensor.dims):
             raise ArchiveError(f"{where}: its shape {list(tensor.dims)} and its {stored} values disagree")

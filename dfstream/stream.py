@@ -106,6 +106,12 @@ class Stream:
     True
     """
 
+    stats: StreamStats
+    _filled: int
+    _frames: int
+    _flushed: bool
+    _lsnr_db: float
+
     def __init__(
         self,
         model: Model | str | Path | None = None,
@@ -239,7 +245,9 @@ class Stream:
     def _step(self, feat_erb: NDArray[np.float32], feat_spec: NDArray[np.float32]) -> NetOutput:
         """Run the network; in Python's way not on the frames that only look ahead of the first one."""
         T = feat_erb.shape[2]
-        skipped = min(T, max(0, self._config.conv_lookahead - self._frames)) if self._parity == "python" else 0
+        skipped = (
+            min(T, max(0, self._config.conv_lookahead - self._frames)) if self._parity == "python" else 0
+        )
         self._frames += T
         if skipped == T:
             return self._no_output(T)
@@ -250,7 +258,9 @@ class Stream:
         if not skipped:
             return net
         before = self._no_output(skipped)
-        return NetOutput(*(np.concatenate(pair, axis) for *pair, axis in zip(before, net, (1, 2, 1), strict=True)))
+        return NetOutput(
+            *(np.concatenate(pair, axis) for *pair, axis in zip(before, net, (1, 2, 1), strict=True))
+        )
 
     def _no_output(self, T: int) -> NetOutput:
         """Silence for frames before the signal."""
@@ -272,7 +282,10 @@ class Stream:
         c, block = self._config, self._block // self.hop_size
         for start in range(0, c.delay_frames, block):
             T = min(block, c.delay_frames - start)
-            feat_erb, feat_spec = np.zeros((1, 1, T, c.nb_erb), np.float32), np.zeros((1, 2, T, c.nb_df), np.float32)
+            feat_erb, feat_spec = (
+                np.zeros((1, 1, T, c.nb_erb), np.float32),
+                np.zeros((1, 2, T, c.nb_df), np.float32),
+            )
             ready.append(self._run_frames(np.zeros((T, c.bins), np.complex64), feat_erb, feat_spec))
         return ready
 

@@ -115,7 +115,9 @@ class _Lowering:
         return tensor
 
     def _emit(self, op: str, inputs: Sequence[Any], name: str, **attrs: Any) -> gs.Variable:
-        tensors = [t if isinstance(t, gs.Tensor) else self._weight(t, f"{name}/{i}") for i, t in enumerate(inputs)]
+        tensors = [
+            t if isinstance(t, gs.Tensor) else self._weight(t, f"{name}/{i}") for i, t in enumerate(inputs)
+        ]
         result = gs.Variable(name, np.dtype(np.float32))
         self.nodes.append(gs.Node(op, name, attrs, tensors, [result]))
         return result
@@ -232,7 +234,8 @@ class _Lowering:
         layout = self._common_layout([t for t in node.inputs if t.name in self.held])
         read = {MAP: self._map, LAST: self._last, VECTOR: self._vector}[layout]
         operands = [
-            read(t) if t.name in self.held else self._broadcast(node, constant_value(t), layout) for t in node.inputs
+            read(t) if t.name in self.held else self._broadcast(node, constant_value(t), layout)
+            for t in node.inputs
         ]
         self._keep(node, self._emit(node.op, operands, node.name), layout)
 
@@ -244,14 +247,18 @@ class _Lowering:
 
     def _broadcast(self, node: gs.Node, value: NDArray[Any] | None, layout: str) -> NDArray[Any]:
         if value is None:
-            raise UnsupportedGraph(f"canonicalise: {node.op} {node.name!r} mixes the signal with something else")
+            raise UnsupportedGraph(
+                f"canonicalise: {node.op} {node.name!r} mixes the signal with something else"
+            )
         if value.size == 1:
             return value.reshape(1, 1, 1, 1)
         if layout == VECTOR and value.size == value.shape[-1] == self._size(node.outputs[0]):
             return value.reshape(1, -1, 1, 1)
         if layout == MAP and value.ndim == 4:
             return value
-        raise UnsupportedGraph(f"canonicalise: {node.op} {node.name!r} with a constant of shape {value.shape}")
+        raise UnsupportedGraph(
+            f"canonicalise: {node.op} {node.name!r} with a constant of shape {value.shape}"
+        )
 
     def _concat(self, node: gs.Node) -> None:
         shape, axis = self._shape(node.inputs[0]), node.attrs["axis"]
@@ -269,7 +276,11 @@ class _Lowering:
         bias, last = None, node
         if node.op == "Gemm":
             bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
-            if node.attrs.get("alpha", 1.0) != 1.0 or node.attrs.get("beta", 1.0) != 1.0 or node.attrs.get("transA", 0):
+            if (
+                node.attrs.get("alpha", 1.0) != 1.0
+                or node.attrs.get("beta", 1.0) != 1.0
+                or node.attrs.get("transA", 0)
+            ):
                 self._refuse(node)
         else:
             after = consumers(node.outputs[0])
@@ -302,7 +313,11 @@ class _Lowering:
         """
         if not node.attrs.get("linear_before_reset", 0):
             raise UnsupportedGraph(f"canonicalise: GRU {node.name!r} resets before the matrix product")
-        x, h, size = self._vector(node.inputs[0]), self.hidden[len(self._steps)], int(node.attrs["hidden_size"])
+        x, h, size = (
+            self._vector(node.inputs[0]),
+            self.hidden[len(self._steps)],
+            int(node.attrs["hidden_size"]),
+        )
         W, R = (constant_value(node.inputs[i])[0].astype(np.float64) for i in (1, 2))  # type: ignore[index]
         b, c = self._gru_biases(node, size)
         joint = np.concatenate([W, R], axis=1)
@@ -318,13 +333,17 @@ class _Lowering:
         summed = self.emit("Add", [linear(x, W[n], b[n], "xn"), recalled], f"{node.name}/sum")
         candidate = self.emit("Tanh", [summed], f"{node.name}/candidate")
         step = self.emit("Sub", [candidate, h], f"{node.name}/step")
-        state = self.emit("Add", [h, self.emit("Mul", [update, step], f"{node.name}/moved")], f"{node.name}/h")
+        state = self.emit(
+            "Add", [h, self.emit("Mul", [update, step], f"{node.name}/moved")], f"{node.name}/h"
+        )
         self._steps.append(state)
         for output in node.outputs:
             self.held[output.name] = (state, VECTOR)
 
     def _gru_biases(self, node: gs.Node, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        value = constant_value(node.inputs[3]) if len(node.inputs) > 3 and not node.inputs[3].is_empty() else None
+        value = (
+            constant_value(node.inputs[3]) if len(node.inputs) > 3 and not node.inputs[3].is_empty() else None
+        )
         biases = np.zeros(6 * size) if value is None else value[0].astype(np.float64)
         return biases[: 3 * size], biases[3 * size :]
 
@@ -337,7 +356,9 @@ class _Lowering:
             self.done.add(id(last))
         source, past = self.pads.get(node.inputs[0].name, (node.inputs[0], 0))
         if past != conv.taps - 1:
-            raise UnsupportedGraph(f"canonicalise: Conv {node.name!r} spans {conv.taps} frames after a Pad of {past}")
+            raise UnsupportedGraph(
+                f"canonicalise: Conv {node.name!r} spans {conv.taps} frames after a Pad of {past}"
+            )
         width = self._shape(node.outputs[0])[3]
         feature = source.name.removeprefix("feat_") if source.name in FEATURES else None
         self._keep(last, conv.emit(self, self._map(source), feature, self._shape(source)[3], width), MAP)
@@ -384,7 +405,9 @@ class _Lowering:
         self.close_state(self._packed, self.emit_concat(self._steps, "h/next"))
         after = {state.name: value for state, value in self.states}
         return [
-            self._name_output(after[state.name], state_output(state.name) if state.name != "h" else "h_out", state.shape)
+            self._name_output(
+                after[state.name], state_output(state.name) if state.name != "h" else "h_out", state.shape
+            )
             for state in self.inputs
             if state.name in after
         ]

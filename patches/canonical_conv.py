@@ -29,12 +29,23 @@ class Emitter(Protocol):
     def emit_conv(
         self, x: gs.Tensor, weight: NDArray[Any], bias: NDArray[Any] | None, name: str,
         group: int = 1, stride: int = 1, pads: tuple[int, int] = (0, 0),
-    ) -> gs.Variable: ...  # fmt: skip
-    def emit_slice(self, x: gs.Tensor, start: int, end: int, name: str) -> gs.Variable: ...
-    def emit_concat(self, parts: Sequence[Any], name: str) -> gs.Tensor: ...
-    def emit(self, op: str, inputs: Sequence[Any], name: str) -> gs.Variable: ...
-    def open_state(self, name: str, shape: Sequence[int]) -> gs.Variable: ...
-    def close_state(self, state: gs.Variable, value: gs.Tensor) -> None: ...
+    ) -> gs.Variable:  # fmt: skip
+        """Emit a convolution over one frame; ``pads`` are left and right in frequency."""
+
+    def emit_slice(self, x: gs.Tensor, start: int, end: int, name: str) -> gs.Variable:
+        """Emit a slice of channels."""
+
+    def emit_concat(self, parts: Sequence[Any], name: str) -> gs.Tensor:
+        """Emit a concatenation of channels."""
+
+    def emit(self, op: str, inputs: Sequence[Any], name: str) -> gs.Variable:
+        """Emit an element-wise operator."""
+
+    def open_state(self, name: str, shape: Sequence[int]) -> gs.Variable:
+        """Declare a state; a second one of the same name gets a number."""
+
+    def close_state(self, state: gs.Variable, value: gs.Tensor) -> None:
+        """Say what a state becomes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +74,19 @@ class TimeConv:
     def read(cls, node: gs.Node) -> TimeConv:
         """Read a Conv node; refuses strides, dilations or pads in time."""
         weight = constant_value(node.inputs[1])
-        bias = constant_value(node.inputs[2]) if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
+        bias = (
+            constant_value(node.inputs[2]) if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
+        )
         strides, pads = node.attrs.get("strides", [1, 1]), node.attrs.get("pads", [0, 0, 0, 0])
-        plain = strides[0] == 1 and not pads[0] and not pads[2] and set(node.attrs.get("dilations", [1])) == {1}
-        if weight is None or weight.ndim != 4 or not plain or node.attrs.get("auto_pad", "NOTSET") != "NOTSET":
+        plain = (
+            strides[0] == 1 and not pads[0] and not pads[2] and set(node.attrs.get("dilations", [1])) == {1}
+        )
+        if (
+            weight is None
+            or weight.ndim != 4
+            or not plain
+            or node.attrs.get("auto_pad", "NOTSET") != "NOTSET"
+        ):
             raise UnsupportedGraph(f"canonicalise: Conv {node.name!r} is not a plain causal convolution")
         return cls(
             node, weight.astype(np.float64), None if bias is None else bias.astype(np.float64),
@@ -113,17 +133,17 @@ class TimeConv:
 
     def _transposed_fir(self, to: Emitter, x: gs.Tensor, width_out: int) -> gs.Tensor:
         """Compute what this frame adds to all coming outputs, and carry those partial sums."""
-        name, O = self.node.name, len(self.weight)
+        name, outputs = self.node.name, len(self.weight)
         newest_first = self.weight[:, :, ::-1]
-        weight = np.moveaxis(newest_first, 2, 0).reshape(self.taps * O, self.channels, 1, -1)
-        bias = np.zeros(self.taps * O)
-        bias[:O] = 0.0 if self.bias is None else self.bias
-        state = to.open_state("s_fir", [1, O * (self.taps - 1), 1, width_out])
+        weight = np.moveaxis(newest_first, 2, 0).reshape(self.taps * outputs, self.channels, 1, -1)
+        bias = np.zeros(self.taps * outputs)
+        bias[:outputs] = 0.0 if self.bias is None else self.bias
+        state = to.open_state("s_fir", [1, outputs * (self.taps - 1), 1, width_out])
         terms = to.emit_conv(x, weight, bias, name, 1, self.stride, self.pads)
-        pending = to.emit_concat([state, np.zeros((1, O, 1, width_out), np.float32)], f"{name}/pending")
+        pending = to.emit_concat([state, np.zeros((1, outputs, 1, width_out), np.float32)], f"{name}/pending")
         sums = to.emit("Add", [terms, pending], f"{name}/sums")
-        to.close_state(state, to.emit_slice(sums, O, O * self.taps, f"{name}/later"))
-        return to.emit_slice(sums, 0, O, f"{name}/now")
+        to.close_state(state, to.emit_slice(sums, outputs, outputs * self.taps, f"{name}/later"))
+        return to.emit_slice(sums, 0, outputs, f"{name}/now")
 
     def _tap_by_tap(self, to: Emitter, x: gs.Tensor, width: int) -> gs.Tensor:
         """One grouped convolution a frame, summed: keeps the groups of wide maps."""
@@ -137,7 +157,13 @@ class TimeConv:
         total = to.emit_conv(x, self.weight[:, :, -1:], self.bias, name, self.group, self.stride, self.pads)
         for t, frame in enumerate(past):
             term = to.emit_conv(
-                frame, self.weight[:, :, t : t + 1], None, f"{name}/tap{t}", self.group, self.stride, self.pads
+                frame,
+                self.weight[:, :, t : t + 1],
+                None,
+                f"{name}/tap{t}",
+                self.group,
+                self.stride,
+                self.pads,
             )
             total = to.emit("Add", [total, term], f"{name}/sum{t}")
         return total

@@ -88,7 +88,9 @@ def describe(merged: gs.Graph) -> Facts:
 
 def multiply_accumulates(graph: gs.Graph, frames: int = 1) -> dict[str, int]:
     """Return the multiply-accumulates of one call by operator."""
-    shapes = static_shapes(export_graph(graph.copy()), frames=frames)
+    graph = graph.copy()
+    fold_constants(graph)
+    shapes = static_shapes(export_graph(graph), frames=frames)
     counts: dict[str, int] = {}
     for node in graph.nodes:
         count = _macs(node, shapes)
@@ -106,7 +108,7 @@ def _macs(node: gs.Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
     if node.op == "GRU":
         _, gates, size = weight.shape
         steps, batch, _ = shapes[node.inputs[0].name]
-        return steps * batch * gates * (size + int(node.attrs["hidden_size"]))
+        return int(steps * batch * gates * (size + int(node.attrs["hidden_size"])))
     if node.op == "Conv":
         return math.prod(shapes[node.outputs[0].name]) * math.prod(weight.shape[1:])
     if node.op == "ConvTranspose":

@@ -9,7 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from dfstream.errors import UnsupportedGraph
-from dfstream.interface import FEATURES, RESULTS
+from dfstream.interface import FEATURES, LINKS, RESULTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -99,8 +99,7 @@ def constant_value(tensor: gs.Tensor) -> NDArray[Any] | None:
         return values
     node = producer(tensor)
     if node is not None and node.op == "Constant" and "value" in node.attrs:
-        values = node.attrs["value"].values
-        return values
+        return node.attrs["value"].values  # type: ignore[no-any-return]
     return None
 
 
@@ -140,7 +139,7 @@ def batch_axis(name: str) -> int:
 def ancestors(*tensors: gs.Tensor) -> set[int]:
     """Return the ids of all nodes that the given tensors depend on."""
     seen: set[int] = set()
-    stack = [t for t in tensors]
+    stack = list(tensors)
     while stack:
         node = producer(stack.pop())
         if node is not None and id(node) not in seen:
@@ -199,9 +198,10 @@ def static_shapes(data: bytes, batch: int = 1, frames: int = 1) -> dict[str, tup
     model = onnx.load_model_from_string(data)
     del model.graph.value_info[:]
     for value in model.graph.input:
-        axes = {batch_axis(value.name): batch} | ({TIME: frames} if value.name in FEATURES else {})
-        for axis, size in axes.items():
-            value.type.tensor_type.shape.dim[axis].dim_value = size
+        dims = value.type.tensor_type.shape.dim
+        dims[batch_axis(value.name)].dim_value = batch
+        if value.name in (*FEATURES, *LINKS):
+            dims[TIME if len(dims) == 4 else 1].dim_value = frames
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:

@@ -116,8 +116,10 @@ def _check_plain(node: gs.Node) -> None:
 def _expose(graph: gs.Graph, name: str, grus: list[Gru]) -> None:
     hidden = {gru.hidden for gru in grus}
     if len(hidden) > 1:
-        raise UnsupportedGraph(f"{name}: layers of different hidden sizes {sorted(hidden)} do not fit one tensor")
-    shape = [len(grus), BATCH, hidden.pop()]
+        raise UnsupportedGraph(
+            f"{name}: layers of different hidden sizes {sorted(hidden)} do not fit one tensor"
+        )
+    shape: list[int | str] = [len(grus), BATCH, hidden.pop()]
     state, after = variable(name, shape), variable(state_output(name), shape)
     layers = [_take_layer(graph, state, i) for i in range(len(grus))] if len(grus) > 1 else [state]
     finals = []

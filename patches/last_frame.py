@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
@@ -79,7 +78,7 @@ def check_window_exact(graph: gs.Graph) -> None:
     for node in graph.nodes:
         if time_pad(node) and ancestors(node.inputs[0]) & behind:
             raise UnsupportedGraph(
-                f"Pad {node.name!r} gives a convolution behind a GRU its past: no window of features holds that",
+                f"Pad {node.name!r} serves a convolution behind a GRU: no window of features holds its past",
                 hint="use the mode incremental or streaming, which carry it as a state",
             )
 

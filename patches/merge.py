@@ -72,7 +72,7 @@ def _common_opset(parts: Mapping[str, gs.Graph]) -> int:
     opsets = {max(OPSET, parts[name].opset) for name in EXPORTS}
     if len(opsets) > 1:
         raise UnsupportedGraph(f"merge: the graphs have different opsets {sorted(opsets)}")
-    return opsets.pop()
+    return int(opsets.pop())
 
 
 def _check_interface(name: str, graph: gs.Graph) -> None:
@@ -84,7 +84,9 @@ def _check_interface(name: str, graph: gs.Graph) -> None:
                 raise UnsupportedGraph(f"merge: {name} has no {verb} {tensor!r}, it has {sorted(found)}")
     for extra in sorted(reads - set(_READS[name])):
         if state_output(extra) not in gives:
-            raise UnsupportedGraph(f"merge: {name} has the input {extra!r} but no output {state_output(extra)!r}")
+            raise UnsupportedGraph(
+                f"merge: {name} has the input {extra!r} but no output {state_output(extra)!r}"
+            )
 
 
 def _is_next_state(graph: gs.Graph, name: str) -> bool:

@@ -6,8 +6,6 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
 from dfstream.errors import ModelError, UnsupportedGraph
 from dfstream.interface import state_inputs, state_output
 
@@ -18,6 +16,7 @@ from .last_frame import window_frames
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import onnx
     import onnx_graphsurgeon as gs
 
     from dfstream.config import ModelConfig
@@ -155,7 +154,7 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata | None:
         return None
     if values["format"] != _FORMAT:
         raise ModelError(
-            f"{name}: patched by another version of dfstream (format {values['format']!r}, this one reads {_FORMAT})",
+            f"{name}: patched by another version of dfstream (format {values['format']!r}, not {_FORMAT})",
             hint="patch the original export again",
         )
     try:

@@ -109,6 +109,13 @@ def _extract(
         fed = {id(t) for t in part.inputs}
         for node in part.nodes:
             for tensor in node.inputs:
-                if isinstance(tensor, gs.Variable) and not tensor.is_empty() and not tensor.inputs and id(tensor) not in fed:
-                    raise UnsupportedGraph(f"split_encoder: {node.op} {node.name!r} also reads {tensor.name!r}")
+                if (
+                    isinstance(tensor, gs.Variable)
+                    and not tensor.is_empty()
+                    and not tensor.inputs
+                    and id(tensor) not in fed
+                ):
+                    raise UnsupportedGraph(
+                        f"split_encoder: {node.op} {node.name!r} also reads {tensor.name!r}"
+                    )
     return part

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import soundfile
-import synthetic
 from hypothesis import settings
 
+import synthetic
 from dfstream.model import Model
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ class _Commands(click.Group):
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 model, 4 backend, 5 audio, 6 verification failed, "
-    "130 interrupted. Shell completion: eval \"$(_DFSTREAM_COMPLETE=bash_source dfstream)\".",
+    '130 interrupted. Shell completion: eval "$(_DFSTREAM_COMPLETE=bash_source dfstream)".',
 )
 @click.version_option(package_name="dfstream", message="%(prog)s %(version)s")
 def cli() -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["json_option", "mode_names", "print_json", "stderr_console"]
 
 
-class NameOf(click.ParamType):
+class NameOf(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
     """One of the names a registry lists; looked up when used, so that help stays quick."""
 
     def __init__(self, kind: str, names: Callable[[], list[str]]) -> None:

@@ -31,7 +31,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"  sha256     {facts['sha256']}",
         f"  audio      {c['sample_rate']} Hz, hop {c['hop_size']}, FFT {c['fft_size']}, {c['nb_erb']} bands, "
         f"{c['df_order']} taps on {c['nb_df']} bins, norm decay {c['norm_alpha']:g}",
-        f"  delay      {delay['samples']} samples ({delay['ms']:.0f} ms), {delay['lookahead_frames']} frames of lookahead",
+        f"  delay      {delay['samples']} samples ({delay['ms']:.0f} ms), "
+        f"{delay['lookahead_frames']} frames of lookahead",
     ]
     return [*lines, *_network(facts["network"]), *_graphs(facts["graphs"]), *_modes(facts["modes"])]
 
@@ -42,7 +43,7 @@ def _network(network: dict[str, Any] | None) -> list[str]:
     grus = ", ".join(f"{name} {gru['layers']} x {gru['hidden']}" for name, gru in network["grus"].items())
     kernels = ", ".join(map(str, network["time_kernels"]))
     return [
-        f"  network    {network['parameters']:,} parameters, {network['macs_per_hop']:,} multiply-accumulates per hop",
+        f"  network    {network['parameters']:,} parameters, {network['macs_per_hop']:,} MAC per hop",
         f"  layers     GRUs {grus}; time kernels {kernels}",
     ]
 
@@ -50,8 +51,12 @@ def _network(network: dict[str, Any] | None) -> list[str]:
 def _graphs(graphs: dict[str, Any]) -> list[str]:
     lines = ["graphs at hand:"]
     for stem, graph in graphs.items():
-        lines.append(f"  {stem}.onnx: opset {graph['opset']}, {graph['nodes']} nodes, {graph['bytes']:,} bytes")
-        inputs = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in graph["inputs"].items())
+        lines.append(
+            f"  {stem}.onnx: opset {graph['opset']}, {graph['nodes']} nodes, {graph['bytes']:,} bytes"
+        )
+        inputs = ", ".join(
+            f"{name} [{', '.join(map(str, shape))}]" for name, shape in graph["inputs"].items()
+        )
         # exporters write meaningless symbols into the shapes of outputs: names only
         lines += [f"    inputs: {inputs}", f"    outputs: {', '.join(graph['outputs'])}"]
     return lines
@@ -67,6 +72,8 @@ def _modes(modes: dict[str, Any]) -> list[str]:
         made = "at hand" if mode["at_hand"] else "patched in memory"
         frames = f"{mode['frames_per_hop']} frame{'s' if mode['frames_per_hop'] > 1 else ''} per hop"
         lines.append(f"  {name}: {exact}, {frames}, {', '.join(mode['graphs'])} ({made})")
-        states = ", ".join(f"{state} [{', '.join(map(str, shape))}]" for state, shape in mode["states"].items())
+        states = ", ".join(
+            f"{state} [{', '.join(map(str, shape))}]" for state, shape in mode["states"].items()
+        )
         lines.append(f"    states: {states or 'none'}")
     return lines

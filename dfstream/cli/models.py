@@ -50,8 +50,8 @@ def command(ctx: click.Context, as_json: bool) -> None:
 def pull(names: tuple[str, ...], force: bool, quiet: bool) -> None:
     """Download official models into the cache.
 
-    Every archive is checked against its known hash before it takes its place. DFSTREAM_CACHE names another cache
-    folder, DFSTREAM_MODELS_URL another place to download from.
+    Every archive is checked against its known hash before it takes its place. DFSTREAM_CACHE names
+    another cache folder, DFSTREAM_MODELS_URL another place to download from.
     """
     from dfstream import download
 
@@ -88,7 +88,8 @@ def _entry(known: catalog.KnownModel) -> dict[str, Any]:
     location = catalog.locate(known.name)
     size, sha256 = known.size, known.sha256
     if location is not None and location.path.is_dir():
-        size, sha256 = _folder_size(location), catalog.directory_digest(location.path)
+        size = sum((location.path / name).stat().st_size for name in catalog.MEMBERS)
+        sha256 = catalog.directory_digest(location.path)
     elif location is not None:
         found = catalog.digests(location.path)
         size, sha256 = found.size, found.sha256
@@ -116,10 +117,6 @@ def _status(known: catalog.KnownModel, location: catalog.Location | None) -> str
     if known.archive is not None and catalog.cache_path(known).exists():
         return "damaged copy in the cache"
     return "not here"
-
-
-def _folder_size(location: catalog.Location) -> int:
-    return sum(file.stat().st_size for file in location.path.iterdir() if file.is_file())
 
 
 def _print_table(entries: list[dict[str, Any]]) -> None:

@@ -23,15 +23,25 @@ if TYPE_CHECKING:
     "--mode", "modes", type=MODE, multiple=True, default=["stateful-h0"], show_default=True,
     help="What the graphs are for; may be given more than once.",
 )  # fmt: skip
-@click.option("--canonical", is_flag=True, help="Also write combined_canonical.onnx, one frame a call for accelerators.")
+@click.option(
+    "--canonical", is_flag=True, help="Also write combined_canonical.onnx, one frame a call for accelerators."
+)
 @click.option(
     "--check/--no-check", default=True, show_default=True,
-    help="Stream features through the graphs and compare with the export in one run; nothing is written if they differ.",
+    help="Stream features through the graphs and compare with the export; write nothing if they differ.",
 )  # fmt: skip
-@click.option("-f", "--force", is_flag=True, help="Replace files of the same name that dfstream did not write.")
+@click.option(
+    "-f", "--force", is_flag=True, help="Replace files of the same name that dfstream did not write."
+)
 @json_option
 def command(
-    model: str, folder: Path | None, modes: tuple[str, ...], canonical: bool, check: bool, force: bool, as_json: bool
+    model: str,
+    folder: Path | None,
+    modes: tuple[str, ...],
+    canonical: bool,
+    check: bool,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Write the graphs of a mode, made from MODEL: a name, a folder, an archive or a merged graph.
 
@@ -49,7 +59,13 @@ def command(
 
         folder = folder or target_folder(model)
         results = patch_model(
-            Model.load(model), folder, modes, canonical=canonical, check=check, force=force, progress=status.update
+            Model.load(model),
+            folder,
+            modes,
+            canonical=canonical,
+            check=check,
+            force=force,
+            progress=status.update,
         )
     if as_json:
         print_json({"folder": str(folder), "results": [_as_dict(result) for result in results]})
@@ -65,10 +81,10 @@ def _print(result: PatchResult, folder: Path) -> None:
     for patch, sites in result.report:
         click.echo(f"  {patch}: {'nothing to do' if not sites else ''}{', '.join(sites)}")
     if result.checks:
-        worst = {
-            name: max(row.errors[name] for row in result.checks) for name in result.checks[0].errors
-        }
-        errors = ", ".join(f"{name} {value:.1e}{' dB' if name == 'lsnr' else ''}" for name, value in worst.items())
+        worst = {name: max(row.errors[name] for row in result.checks) for name in result.checks[0].errors}
+        errors = ", ".join(
+            f"{name} {value:.1e}{' dB' if name == 'lsnr' else ''}" for name, value in worst.items()
+        )
         click.echo(f"  check: largest errors over {len(result.checks)} comparisons with the export: {errors}")
     for name, action in result.files.items():
         click.echo(f"  {action} {folder / name}")
@@ -79,9 +95,8 @@ def _as_dict(result: PatchResult) -> dict[str, Any]:
         "mode": result.name,
         "patches": [{"name": name, "sites": list(sites)} for name, sites in result.report],
         "checks": [
-            {"features": row.features, "frames_per_call": row.chunking, "errors": dict(row.errors)} for row in result.checks
+            {"features": row.features, "frames_per_call": row.chunking, "errors": dict(row.errors)}
+            for row in result.checks
         ],
         "files": result.files,
     }
-
-

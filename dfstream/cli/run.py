@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     "-m", "--model", default="bundled", show_default=True,
     help="A name ('dfstream models' lists them), a folder, an archive or a graph.",
 )  # fmt: skip
-@click.option("--mode", type=MODE, default="incremental", show_default=True, help="How the graphs are driven.")
+@click.option(
+    "--mode", type=MODE, default="incremental", show_default=True, help="How the graphs are driven."
+)
 @click.option("--backend", type=BACKEND, default="ort-cpu", show_default=True, help="What runs them.")
 @click.option(
     "--parity", type=click.Choice(["rust", "python"]), default="rust", show_default=True,
@@ -37,12 +39,21 @@ if TYPE_CHECKING:
     help="Strength of the post-filter; 0.02 is usual, 0 is off.",
 )  # fmt: skip
 @click.option("--no-compensate-delay", is_flag=True, help="Leave the output delayed against the input.")
-@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads of the backend.")
+@click.option(
+    "--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads of the backend."
+)
 @click.option("-f", "--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no closing line.")
 @json_option
 def command(
-    source: str, target: str, model: str, no_compensate_delay: bool, force: bool, quiet: bool, as_json: bool, **options: Any
+    source: str,
+    target: str,
+    model: str,
+    no_compensate_delay: bool,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Enhance the speech in IN and write it to OUT, as long as IN and aligned with it.
 
@@ -57,17 +68,30 @@ def command(
     if as_json and target == "-":
         raise click.UsageError("--json and OUT '-' both want standard output")
     console = stderr_console()
-    with console.status("loading (the very first run compiles its kernels)") if not quiet else contextlib.nullcontext():
+    with (
+        console.status("loading (the very first run compiles its kernels)")
+        if not quiet
+        else contextlib.nullcontext()
+    ):
         from dfstream.files import enhance_file
         from dfstream.model import Model
 
         loaded = Model.load(model)
     with _progress(console, quiet) as progress:
         report = enhance_file(
-            source, target, loaded, compensate_delay=not no_compensate_delay, force=force, progress=progress, **options
+            source,
+            target,
+            loaded,
+            compensate_delay=not no_compensate_delay,
+            force=force,
+            progress=progress,
+            **options,
         )
     if report.clipped and not quiet:
-        click.echo(f"warning: {report.clipped} samples beyond full scale were cut off; lower the input's level", err=True)
+        click.echo(
+            f"warning: {report.clipped} samples beyond full scale were cut off; lower the input's level",
+            err=True,
+        )
     if as_json:
         print_json(_as_dict(report, target, loaded.name))
     elif not quiet:
@@ -92,7 +116,8 @@ def _closing_line(report: FileReport, target: str) -> str:
     delay_ms = 1000 * report.delay_samples / report.sample_rate
     aligned = "compensated" if report.delay_compensated else "not compensated"
     return (
-        f"{'standard output' if target == '-' else target}: {report.duration_s:.2f} s of audio in {report.seconds:.2f} s, "
+        f"{'standard output' if target == '-' else target}: "
+        f"{report.duration_s:.2f} s of audio in {report.seconds:.2f} s, "
         f"real-time factor {report.real_time_factor:.3f}, "
         f"delay {report.delay_samples} samples ({delay_ms:.0f} ms) {aligned}"
     )

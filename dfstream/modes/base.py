@@ -139,4 +139,3 @@ def find_mode(name: str) -> type[Mode]:
         raise UsageError(f"unknown mode {name!r}", hint=f"modes are {', '.join(mode_names())}")
     mode: type[Mode] = importlib.import_module(f"dfstream.modes.{name.replace('-', '_')}").MODE
     return mode
-

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfstream.modes.base import NetOutput
 from dfstream.modes._window import WindowMode
+from dfstream.modes.base import NetOutput
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfstream.modes.base import NetOutput, initial_states
 from dfstream.modes._window import WindowMode
+from dfstream.modes.base import NetOutput, initial_states
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,9 @@ class StatelessWindowLast(WindowMode):
     def step_window(self, feat_erb: NDArray[np.float32], feat_spec: NDArray[np.float32]) -> NetOutput:
         """Run one window from zero states; keep the last frame."""
         session = self.sessions[_GRAPH]
-        out = session.run({"feat_erb": feat_erb, "feat_spec": feat_spec, **initial_states(session, self.batch)})
+        out = session.run(
+            {"feat_erb": feat_erb, "feat_spec": feat_spec, **initial_states(session, self.batch)}
+        )
         return NetOutput(out["lsnr"][:, -1:], out["m"][:, :, -1:], out["coefs"][:, -1:])
 
 
