@@ -1,0 +1,61 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import modes_table
+from dfstream import catalog
+from dfstream.backends.base import backend_names
+from dfstream.modes.base import mode_names
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_table_of_modes_is_the_codes(tmp_path: Path) -> None:
+    table = modes_table.table(modes_table.full_size_model(tmp_path))
+    assert table in _read("MODES.md"), f"MODES.md should hold\n{table}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "MODES.md"])
+def test_every_mode_is_described(document: str) -> None:
+    text = _read(document)
+    for name in mode_names():
+        assert f"`{name}`" in text
+
+
+def test_every_backend_and_model_is_named() -> None:
+    text = _read("README.md")
+    for name in (*backend_names(), *(known.name for known in catalog.KNOWN)):
+        assert f"`{name}`" in text
+
+
+def test_options_and_commands_in_the_readme_exist() -> None:
+    block = re.search(r"## Command line\n(.*?)\n## ", _read("README.md"), re.DOTALL)
+    assert block is not None
+    commands = {m for m in re.findall(r"^    dfstream (\w+)", block[1], re.MULTILINE)}
+    options = set(re.findall(r"(--[a-z][a-z-]+)", block[1]))
+    help_text = "".join(
+        subprocess.run(
+            [sys.executable, "-m", "dfstream", command, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for command in sorted(commands)
+    )
+    missing = {option for option in options if option not in help_text}
+    assert commands >= {"run", "patch", "inspect", "models"}
+    assert not missing
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in ("README.md", "MODES.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", _read(document)):
+            assert (ROOT / target).exists(), f"{document} links to {target}"
