@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[np.float32]]
 
-__all__ = ["TOLERANCES", "CheckRow", "check_canonical", "check_mode", "reference_run", "test_features"]
+__all__ = [
+    "TOLERANCES",
+    "CheckRow",
+    "check_canonical",
+    "check_mode",
+    "reference_run",
+    "speech_clip",
+    "test_features",
+]
 
 #: Largest absolute difference that another summation order explains (measured: 3e-5 dB, 6e-6, 5e-6).
 TOLERANCES = {"lsnr": 1e-3, "m": 1e-5, "coefs": 1e-5}
@@ -80,15 +88,19 @@ def test_features(model: Model) -> dict[str, Arrays]:
 test_features.__test__ = False  # type: ignore[attr-defined]  # not a pytest test
 
 
-def _speech_features(model: Model) -> Arrays:
+def speech_clip() -> NDArray[np.float32]:
+    """Return the packaged 2.5 s of speech in noise, float32 [n]; a model of another rate hears it slower."""
     import soundfile
 
+    audio, _ = soundfile.read(_CLIP, dtype="float32")
+    return np.ascontiguousarray(audio)
+
+
+def _speech_features(model: Model) -> Arrays:
     from dfstream.dsp.stft import Analysis
     from dfstream.features import Features
 
-    c = model.config
-    # a model of another rate hears the clip slowed down or sped up: still speech-like features
-    audio, _ = soundfile.read(_CLIP, dtype="float32")
+    c, audio = model.config, speech_clip()
     T = min(_FRAMES, len(audio) // c.hop_size)
     spec = Analysis(c.fft_size, c.hop_size, T).process(audio[: T * c.hop_size])
     return dict(zip(FEATURES, Features(c, T).process(spec), strict=True))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import configparser
 import dataclasses
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -221,6 +220,9 @@ _LIMITS = (
     ("df_lookahead", 0, 63),
 )
 
+#: Beyond any limit above; what is larger would overflow a float32 before it is compared with them.
+_LARGEST = 2**31
+
 
 def _parse(text: str, source: str) -> configparser.ConfigParser:
     ini = configparser.ConfigParser(interpolation=None, strict=False)
@@ -233,9 +235,12 @@ def _parse(text: str, source: str) -> configparser.ConfigParser:
 
 def _integer(text: str, where: str) -> int:
     try:
-        return int(text)
+        value = int(text)
     except ValueError:
         raise ModelError(f"{where} = {text!r} is not a whole number") from None
+    if abs(value) > _LARGEST:
+        raise ModelError(f"{where} = {text} is absurdly large")
+    return value
 
 
 def _alpha(ini: configparser.ConfigParser, sample_rate: int, hop_size: int, source: str) -> float:
@@ -248,6 +253,6 @@ def _alpha(ini: configparser.ConfigParser, sample_rate: int, hop_size: int, sour
         value = float(text)
     except ValueError:
         raise ModelError(f"{source}: [df] {key} = {text!r} is not a number") from None
-    if not math.isfinite(value) or value <= 0:
-        raise ModelError(f"{source}: [df] {key} = {text!r} must be positive")
+    if not 1.0 / _LARGEST <= value <= _LARGEST:
+        raise ModelError(f"{source}: [df] {key} = {text!r} is not a positive number of a sensible size")
     return value if key == "norm_alpha" else norm_alpha(sample_rate, hop_size, value)

@@ -229,7 +229,7 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-class _MayPass(Exception):  # noqa: N818 -- never leaves this module
+class _MayPass(Exception):
     """A failure after which the same request may succeed a moment later."""
 
     def __init__(self, error: DownloadError) -> None:

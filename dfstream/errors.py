@@ -32,6 +32,17 @@ __all__ = [
 ]
 
 
+#: Characters of a message; names inside a hostile graph may be as long as its file.
+_LONGEST = 1000
+
+
+def _one_line(text: str) -> str:
+    """Escape what breaks a line or commands a terminal: names in a file are anybody's text."""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class DfstreamError(Exception):
     """Base of all errors of this package.
 
@@ -46,8 +57,8 @@ class DfstreamError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(_one_line(message))
+        self.hint = None if hint is None else _one_line(hint)
 
 
 class UsageError(DfstreamError, ValueError):

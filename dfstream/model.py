@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import threading
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dfstream import catalog, reading
-from dfstream.config import ModelConfig
-from dfstream.errors import ArchiveError, ModelError, UnsupportedGraph, UsageError
-from dfstream.interface import EXPORTS, FEATURES, RESULTS, state_output
+from dfstream import reading
+from dfstream.errors import UnsupportedGraph
+from dfstream.interface import EXPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
-    import onnx
     import onnx_graphsurgeon as gs
 
     from dfstream.backends.base import Backend, Session
+    from dfstream.config import ModelConfig
     from dfstream.patches.facts import Facts
-    from dfstream.patches.recipe import Metadata, Patched, Recipe
+    from dfstream.patches.recipe import Patched, Recipe
 
 __all__ = ["Model"]
 
-_COMBINED = "combined"
+#: A merged graph.
+COMBINED = "combined"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,18 +89,9 @@ class Model:
         """
         if isinstance(source, Model):
             return source
-        name = "bundled" if source is None else str(source)
-        if catalog.is_known(name):
-            path = catalog.find(name)
-        else:
-            path = Path(name)
-            if not path.exists():
-                known = ", ".join(sorted(known.name for known in catalog.KNOWN))
-                raise UsageError(
-                    f"no model {name!r}: neither a file or folder nor a known name", hint=f"known: {known}"
-                )
-            name = path.name.removesuffix(".onnx") if path.is_file() else path.resolve().name
-        return _read(name, path)
+        from dfstream.loading import load_model
+
+        return load_model(source)
 
     # -- facts -------------------------------------------------------------------------------------
 
@@ -192,6 +182,16 @@ class Model:
         """Whether the graphs of a recipe were found already patched."""
         return all(stem in self._patched for stem in recipe.stems)
 
+    def state_sections(self, recipe: Recipe) -> Mapping[str, str]:
+        """Return which part of the network (``enc``, ``erb``, ``df``) each state of a recipe belongs to."""
+        from dfstream.patches.recipe import read_metadata
+
+        found: dict[str, str] = {}
+        for stem, data in self.graphs(recipe).items():
+            metadata = read_metadata(reading.parse_graph(data, stem), stem)
+            found |= metadata.sections if metadata else {}
+        return found
+
     def with_patched(self, files: Mapping[str, bytes]) -> Model:
         """Return this model with the given graphs, by stem, in place of patching."""
         return dataclasses.replace(
@@ -220,184 +220,7 @@ class Model:
         from dfstream.patches.opset import raise_opset
 
         parts = {stem: import_graph(reading.parse_graph(data, stem)) for stem, data in self._sources.items()}
-        if _COMBINED not in parts:
+        if COMBINED not in parts:
             return merge(parts)
-        raise_opset(parts[_COMBINED])
-        return parts[_COMBINED]
-
-
-# -- reading ---------------------------------------------------------------------------------------
-
-
-def _read(name: str, path: Path) -> Model:
-    if path.is_dir():
-        files = reading.read_folder(path)
-    elif reading.is_archive(path):
-        files = reading.read_archive(path)
-    else:
-        files = reading.read_single(path)
-    config_ini = files.pop(reading.CONFIG, None)
-    if not files:
-        raise ModelError(
-            f"{path}: holds no ONNX graph", hint=f"an export has {', '.join(f'{e}.onnx' for e in EXPORTS)}"
-        )
-    return _assemble(name, path, files, config_ini)
-
-
-def _assemble(name: str, path: Path, files: Mapping[str, bytes], config_ini: bytes | None) -> Model:
-    from dfstream.patches.recipe import read_metadata
-
-    protos = {
-        file.removesuffix(".onnx"): reading.parse_graph(data, f"{path}: {file}")
-        for file, data in files.items()
-    }
-    written = {stem: read_metadata(proto, f"{path}: {stem}.onnx") for stem, proto in protos.items()}
-    data = {file.removesuffix(".onnx"): content for file, content in files.items()}
-    if path.is_file() and len(data) == 1 and not any(written.values()):
-        # one foreign graph is a merged one, whatever its file is called
-        data, protos = {_COMBINED: next(iter(data.values()))}, {_COMBINED: next(iter(protos.values()))}
-        written = {_COMBINED: None}
-    sources = _sources(path, data, protos, written)
-    metadata = {stem: m for stem, m in written.items() if m is not None and m.stem == stem}
-    config = _config(path, config_ini, sources, protos, metadata)
-    sha256 = _digest(sources, config_ini, metadata)
-    patched = {
-        stem: data[stem]
-        for stem, m in metadata.items()
-        if m.source_sha256 == sha256 and m.patches != ("merge",)
-    }
-    if not sources and not patched:
-        raise ModelError(
-            f"{path}: the patched graphs come from different exports",
-            hint="patch one export into an empty folder",
-        )
-    window = next((m.window_frames for m in metadata.values()), None)
-    model = Model(
-        name,
-        config,
-        sha256,
-        str(path),
-        MappingProxyType(sources),
-        MappingProxyType(patched),
-        window,
-        config_ini,
-    )
-    if sources:
-        _check_against_config(model)
-    return model
-
-
-def _sources(
-    path: Path,
-    data: Mapping[str, bytes],
-    protos: Mapping[str, onnx.ModelProto],
-    written: Mapping[str, Metadata | None],
-) -> dict[str, bytes]:
-    """Pick the unpatched graphs: three of an export, else a merged one, else none (all are patched)."""
-    if all(stem in data and written[stem] is None for stem in EXPORTS):
-        return {stem: data[stem] for stem in EXPORTS}
-    merged = written.get(_COMBINED)
-    if _COMBINED in data and (merged is None or merged.patches == ("merge",)):
-        _check_merged(path, protos[_COMBINED])
-        return {_COMBINED: data[_COMBINED]}
-    if not any(written.values()):
-        missing = [f"{stem}.onnx" for stem in EXPORTS if stem not in data]
-        raise ModelError(
-            f"{path}: {', '.join(missing)} missing", hint="an export has enc, erb_dec and df_dec"
-        )
-    return {}
-
-
-def _check_merged(path: Path, proto: onnx.ModelProto) -> None:
-    """Refuse a graph that is not a whole network over many frames."""
-    inputs = {value.name for value in proto.graph.input} - {tensor.name for tensor in proto.graph.initializer}
-    outputs = {value.name for value in proto.graph.output}
-    missing = [n for n in FEATURES if n not in inputs] + [n for n in RESULTS if n not in outputs]
-    if missing:
-        raise UnsupportedGraph(f"{path}: no input or output {missing[0]!r}: not a merged DeepFilterNet graph")
-    for extra in sorted(inputs - {*FEATURES}):
-        if not (extra == "h0" or extra.endswith("_h0")) or state_output(extra) not in outputs:
-            raise UnsupportedGraph(f"{path}: unknown input {extra!r}", hint="load the original export")
-
-
-def _config(
-    path: Path,
-    config_ini: bytes | None,
-    sources: Mapping[str, bytes],
-    protos: Mapping[str, onnx.ModelProto],
-    metadata: Mapping[str, Metadata],
-) -> ModelConfig:
-    if config_ini is not None:
-        try:
-            return ModelConfig.from_ini(config_ini.decode(), source=f"{path}: {reading.CONFIG}")
-        except UnicodeDecodeError as error:
-            raise ArchiveError(f"{path}: {reading.CONFIG} is not text") from error
-    if metadata:
-        stem, written = next(iter(metadata.items()))
-        return ModelConfig.from_dict(written.config, source=f"{path}: {stem}.onnx")
-    if _COMBINED in sources:
-        return _default_config(protos[_COMBINED])
-    raise ModelError(
-        f"{path}: {reading.CONFIG} missing", hint="it is part of every export and decides the variant"
-    )
-
-
-def _default_config(proto: onnx.ModelProto) -> ModelConfig:
-    """Configuration of a merged graph that has lost it: shapes where they tell, else official numbers."""
-    from dfstream.patches.graph import find_output, import_graph, producer, static_shapes
-
-    shapes = static_shapes(proto.SerializeToString(), frames=7)
-    # DFN2's embedding is the state of the GRU itself, DFN3 has a linear layer behind it
-    graph = import_graph(proto).toposort()
-    node = producer(find_output(graph, "lsnr"))
-    while node is not None and node.op not in ("GRU", "Relu"):
-        node = next((p for p in map(producer, node.inputs) if p is not None), None)
-    return ModelConfig(
-        architecture="deepfilternet2" if node is not None and node.op == "GRU" else "deepfilternet3",
-        sample_rate=48_000,
-        fft_size=960,
-        hop_size=480,
-        nb_erb=shapes["m"][3],
-        nb_df=shapes["coefs"][2],
-        df_order=shapes["coefs"][3] // 2,
-        min_nb_erb_freqs=2,
-        norm_alpha=0.99,
-        conv_lookahead=2,
-        df_lookahead=2,
-    )
-
-
-def _digest(sources: Mapping[str, bytes], config_ini: bytes | None, metadata: Mapping[str, Metadata]) -> str:
-    """Digest of the export, also where only graphs made from it are left."""
-    if metadata and not all(stem in sources for stem in EXPORTS):
-        return next(iter(metadata.values())).source_sha256
-    files = {f"{stem}.onnx": data for stem, data in sources.items()}
-    if config_ini is not None:
-        files[reading.CONFIG] = config_ini
-    lines = [f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _check_against_config(model: Model) -> None:
-    """Refuse a graph whose shapes are not those of the configuration."""
-    from dfstream.patches.fold import fold_constants
-    from dfstream.patches.graph import export_graph, static_shapes
-
-    config, frames = model.config, 7
-    graph = model._merged()
-    fold_constants(graph)
-    shapes = static_shapes(export_graph(graph), frames=frames)
-    expected = {
-        "feat_erb": (1, 1, frames, config.nb_erb),
-        "feat_spec": (1, 2, frames, config.nb_df),
-        "lsnr": (1, frames, 1),
-        "m": (1, 1, frames, config.nb_erb),
-        "coefs": (1, frames, config.nb_df, 2 * config.df_order),
-    }
-    for name, shape in expected.items():
-        if shapes.get(name) != shape:
-            raise UnsupportedGraph(
-                f"{model.origin}: {name} has the shape {shapes.get(name)} for {frames} frames, "
-                f"the configuration says {shape}",
-                hint="the graph is cut to its last frame already, or config.ini is another model's",
-            )
+        raise_opset(parts[COMBINED])
+        return parts[COMBINED]

@@ -28,8 +28,9 @@ def enhance(
 
     Parameters
     ----------
-    audio : array_like of floats, shape (n,)
+    audio : array_like of floats, shape (n,) or (n, channels)
     sample_rate : int, Hz
+        8 to 192 kHz.
     model : Model, str, Path or None
         As for `Model.load`.
     **options
@@ -37,7 +38,7 @@ def enhance(
 
     Returns
     -------
-    ndarray[float32], shape (n,)
+    ndarray[float32], shape (n,) or (n, channels)
         Aligned with the input, as long as it.
 
     Raises
@@ -45,6 +46,8 @@ def enhance(
     DfstreamError
         As `Stream` and `Stream.process`.
     """
+    shape = np.shape(audio)
+    options.setdefault("channels", shape[1] if len(shape) == 2 else 1)
     options.setdefault("block_frames", OFFLINE_BLOCK_FRAMES)
     stream = Stream(model, sample_rate=sample_rate, **options)
     joined = np.concatenate([stream.process(audio), stream.flush()])

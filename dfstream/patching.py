@@ -151,7 +151,10 @@ def _make(
 def _action(path: Path, data: bytes, force: bool) -> str:
     if not path.exists():
         return "written"
-    present = path.read_bytes()
+    try:
+        present = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} exists and cannot be replaced: {error.strerror}") from error
     if present == data:
         return "unchanged"
     if not force and not _is_ours(present, path):

@@ -1,30 +1,33 @@
-"""A stream: chunks of audio in, enhanced audio out. The one place that knows the order of the steps."""
+"""A stream: chunks of audio in, enhanced audio out, in any cut, rate and number of channels."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+import warnings
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from dfstream.backends.base import Backend, find_backend
-from dfstream.dsp.stft import Analysis, Synthesis
+from dfstream.engine import ChannelMask, Engine, EngineOptions, Parity, PostFilterKind
 from dfstream.errors import AudioError, UsageError
-from dfstream.features import Features
-from dfstream.filtering import SpectralFilter, attenuation_gain
+from dfstream.filtering import attenuation_gain
+from dfstream.gating import Thresholds
 from dfstream.model import Model
-from dfstream.modes.base import NetOutput, find_mode
+from dfstream.modes.base import find_mode
+from dfstream.resampling import RateConverter, check_rate, lead_in, longest_wait
+from dfstream.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Parity", "Stream", "StreamStats"]
-
-Parity = Literal["rust", "python"]
+__all__ = ["Stream", "StreamStats"]
 
 _MAX_BLOCK_FRAMES = 4096
+_MAX_CHANNELS = 64
 
 #: Beyond this nothing is audio, and squares of spectra would leave float32.
 _LOUDEST = 1e6
@@ -37,6 +40,7 @@ class StreamStats:
     Attributes
     ----------
     samples_in, samples_out : int
+        Samples of each channel.
     replaced : int
         Samples that were NaN, infinite or beyond 1e6 (120 dB over full scale) and became zero.
     """
@@ -49,9 +53,9 @@ class StreamStats:
 class Stream:
     """Enhance speech as it arrives.
 
-    `process` takes any number of samples and returns those that became ready (whole hops, maybe none).
-    Joined together and ended with `flush`, ``y[delay_samples:]`` lines up with the input and has its
-    length. The joined output does not depend on how the input was cut, bit for bit.
+    `process` takes any number of samples and returns those that became ready (maybe none). Joined
+    together and ended with `flush`, ``y[delay_samples:]`` lines up with the input and has its length.
+    The joined output does not depend on how the input was cut, bit for bit.
 
     Parameters
     ----------
@@ -63,7 +67,12 @@ class Stream:
     backend : str or Backend
         What runs them.
     sample_rate : int, Hz
-        Rate of the audio; must be the model's.
+        Rate of the audio, 8 to 192 kHz; other rates than the model's pass through soxr.
+    channels : int
+        1 takes arrays [n]; more take [n, channels].
+    channel_mask : "none", "max" or "mean"
+        Whether channels get their own masks, or all the largest or the mean (libDF's ``reduce_mask``),
+        which keeps the stereo image steady.
     parity : "rust" or "python"
         Whether the stream starts and ends as DeepFilterNet's streaming Rust engine does, or as its
         Python package on a whole file (the first ``conv_lookahead`` feature frames are not fed, zero
@@ -72,12 +81,23 @@ class Stream:
         Hops that go through the network in one call. One is right for live audio. Larger blocks are
         quicker and return their samples later; results differ within float32 rounding.
     same_length : bool
-        Return exactly as many samples as were given, beginning with silence. The wait for a whole block,
-        up to ``hop * block_frames - 1`` samples, is then part of `delay_samples`.
+        Return exactly as many samples as were given, beginning with silence. The longest wait for
+        samples, at the model's rate ``hop * block_frames - 1``, is then part of `delay_samples`.
     atten_lim_db : float or None, dB
-        Largest attenuation of the noise; None is no limit, 0 the noisy signal, delayed.
+        Largest attenuation of the noise; None is no limit, 0 the noisy signal, delayed. May be changed
+        while streaming.
     post_filter : float
-        Strength (beta) of libDF's post-filter: 0 is off, 0.02 usual, 0.05 strong.
+        Strength (beta) of libDF's post-filter: 0 is off, 0.02 usual, 0.05 strong. May be changed while
+        streaming.
+    post_filter_kind : "spectrum" or "mask"
+        libDF's and DeepFilterNet3's, on the enhanced spectrum, or DeepFilterNet2's older one, on the mask.
+    min_db_thresh, max_db_erb_thresh, max_db_df_thresh : float, dB
+        Frames of a local SNR below the first are muted, above the second passed on, above the third only
+        masked, not deep filtered. The defaults never trigger. A ``max_db_df_thresh`` below 35 ruins the
+        output of DeepFilterNet3 and is warned about.
+    skip_silence : bool
+        Let silent hops (mean square below 1e-7) pass by as zeros without moving anything on, as libDF
+        v0.5.6 does. Later versions practically never do.
     threads : int
         Threads of the backend; more than one does not help a stream.
 
@@ -86,7 +106,7 @@ class Stream:
     UsageError
         An argument out of range or an unknown name.
     AudioError
-        A sample rate other than the model's.
+        A sample rate outside 8 to 192 kHz.
     ModelError, BackendError
         The model cannot be loaded, or not in this mode, or not by this backend.
 
@@ -107,10 +127,10 @@ class Stream:
     """
 
     stats: StreamStats
-    _filled: int
-    _frames: int
+    _waiting: NDArray[np.float32]
+    _ready: NDArray[np.float32]
+    _lsnr: NDArray[np.float32]
     _flushed: bool
-    _lsnr_db: float
 
     def __init__(
         self,
@@ -119,40 +139,56 @@ class Stream:
         mode: str = "incremental",
         backend: str | Backend = "ort-cpu",
         sample_rate: int = 48_000,
+        channels: int = 1,
+        channel_mask: ChannelMask = "none",
         parity: Parity = "rust",
         block_frames: int = 1,
         same_length: bool = False,
         atten_lim_db: float | None = None,
         post_filter: float = 0.0,
+        post_filter_kind: PostFilterKind = "spectrum",
+        min_db_thresh: float = -15.0,
+        max_db_erb_thresh: float = 35.0,
+        max_db_df_thresh: float = 35.0,
+        skip_silence: bool = False,
         threads: int = 1,
     ) -> None:
-        if parity not in ("rust", "python"):
-            raise UsageError(f"parity = {parity!r}, expected 'rust' or 'python'")
-        _check_range("block_frames", block_frames, 1, _MAX_BLOCK_FRAMES)
-        _check_range("post_filter", post_filter, 0.0, 1.0)
-        if atten_lim_db is not None:
-            _check_range("atten_lim_db", atten_lim_db, 0.0, float("inf"))
+        _check_choice("parity", parity, get_args(Parity))
+        _check_choice("channel_mask", channel_mask, get_args(ChannelMask))
+        _check_choice("post_filter_kind", post_filter_kind, get_args(PostFilterKind))
+        _check_whole("block_frames", block_frames, 1, _MAX_BLOCK_FRAMES)
+        _check_whole("channels", channels, 1, _MAX_CHANNELS)
+        check_rate(sample_rate)
+        thresholds = _thresholds(min_db_thresh, max_db_erb_thresh, max_db_df_thresh)
+        # plain numbers, whatever numpy type they came in: snapshots write them as JSON
+        channels, block_frames = int(channels), int(block_frames)
+        self._options = EngineOptions(
+            channels, channel_mask, parity, block_frames, thresholds, bool(skip_silence), post_filter_kind
+        )
         mode_class = find_mode(mode)
         self._backend = backend if isinstance(backend, Backend) else find_backend(backend, threads=threads)
         self._model = Model.load(model)
         config = self._config = self._model.config
-        if sample_rate != config.sample_rate:
-            raise AudioError(
-                f"sample rate {sample_rate} Hz, the model {self._model.name} runs at {config.sample_rate} Hz",
-                hint=f"resample the audio to {config.sample_rate} Hz first",
+        if max_db_df_thresh < 35 and not config.filters_masked:
+            warnings.warn(
+                f"max_db_df_thresh = {max_db_df_thresh:g} dB: frames above it are only masked, and the mask "
+                "of DeepFilterNet3 means nothing below 4.8 kHz; expect a ruined output",
+                stacklevel=2,
             )
-        self._parity = parity
-        self._same_length = same_length
-        self._post_filter = float(post_filter)
-        self._noisy_gain = attenuation_gain(atten_lim_db)
+        self._sample_rate = int(sample_rate)
+        self._same_length = bool(same_length)
         self._block = block_frames * config.hop_size
-
-        self._analysis = Analysis(config.fft_size, config.hop_size, block_frames)
-        self._features = Features(config, block_frames)
-        self._mode = mode_class(self._model, self._backend)
-        self._filter = SpectralFilter(config, block_frames)
-        self._synthesis = Synthesis(config.fft_size, config.hop_size, block_frames)
-        self._pending = np.zeros(self._block, np.float32)
+        self.post_filter = post_filter
+        self.atten_lim_db = atten_lim_db
+        self._engine = Engine(mode_class(self._model, self._backend, channels), self._options)
+        self._to_engine = RateConverter(self._sample_rate, config.sample_rate, channels)
+        self._from_engine = RateConverter(config.sample_rate, self._sample_rate, channels)
+        self._lead_in = lead_in(self._sample_rate, config.sample_rate, config.delay_samples, config.hop_size)
+        self._wait = longest_wait(self._sample_rate, config.sample_rate, self._block) if same_length else 0
+        self._rest = {
+            "model": self._model.sha256, "mode": mode, "backend": self._backend.name,
+            "sample_rate": self._sample_rate, "same_length": self._same_length,
+        }  # fmt: skip
         self._begin()
 
     # -- what it is --------------------------------------------------------------------------------
@@ -163,19 +199,57 @@ class Stream:
         return self._model
 
     @property
+    def sample_rate(self) -> int:
+        """Rate of the audio in Hz."""
+        return self._sample_rate
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self._options.channels
+
+    @property
     def delay_samples(self) -> int:
-        """Samples by which the output lags the input."""
-        return self._config.delay_samples + (self._block - 1 if self._same_length else 0)
+        """Samples by which the output lags the input, at the stream's own rate."""
+        inner = self._config.delay_samples + self._lead_in
+        return round(inner * self._sample_rate / self._config.sample_rate) + self._wait
 
     @property
     def hop_size(self) -> int:
-        """Samples of one hop."""
+        """Samples of one hop, at the model's rate."""
         return self._config.hop_size
 
     @property
+    def lsnr(self) -> NDArray[np.float32]:
+        """Local SNR in dB of every hop that the last call of `process` or `flush` took, float32 [hops]."""
+        return self._lsnr
+
+    @property
     def lsnr_db(self) -> float:
-        """The network's estimate of the local SNR at the newest frame, in dB; NaN before the first."""
-        return self._lsnr_db
+        """Local SNR of the newest hop so far in dB; NaN before the first."""
+        return self._newest_lsnr
+
+    @property
+    def post_filter(self) -> float:
+        """Strength of the post-filter; holds from the next block on when set."""
+        return self._post_filter
+
+    @post_filter.setter
+    def post_filter(self, beta: float) -> None:
+        _check_range("post_filter", beta, 0.0, 1.0)
+        self._post_filter = float(beta)
+
+    @property
+    def atten_lim_db(self) -> float | None:
+        """Largest attenuation in dB, None for no limit; holds from the next block on when set."""
+        return self._atten_lim_db
+
+    @atten_lim_db.setter
+    def atten_lim_db(self, limit_db: float | None) -> None:
+        if limit_db is not None:
+            _check_range("atten_lim_db", limit_db, 0.0, float("inf"))
+        self._atten_lim_db = None if limit_db is None else float(limit_db)
+        self._noisy_gain = attenuation_gain(limit_db)
 
     # -- audio -------------------------------------------------------------------------------------
 
@@ -184,26 +258,27 @@ class Stream:
 
         Parameters
         ----------
-        x : array_like of floats, shape (n,)
+        x : array_like of floats, shape (n,) or (n, channels)
             Any n, 0 included. Full scale is 1; nothing is clipped.
 
         Returns
         -------
-        ndarray[float32], shape (k,)
-            A multiple of the block, or n with ``same_length``. Yours to keep.
+        ndarray[float32], shape (k,) or (k, channels)
+            Whole blocks, or n samples with ``same_length``. Yours to keep.
 
         Raises
         ------
         AudioError
-            Not one-dimensional, or not of a floating type.
+            Another shape, or not of a floating type.
         UsageError
             The stream has been flushed; `reset` begins a new one.
         """
         if self._flushed:
             raise UsageError("the stream has been flushed", hint="call reset() to begin a new one")
-        samples = self._clean(_checked(x))
+        samples = self._clean(self._checked(x))
         self.stats.samples_in += len(samples)
-        ready = [self._run_block(block) for block in self._blocks(samples)]
+        results = [self._run(block) for block in self._blocks(self._to_engine.process(samples))]
+        ready = [self._from_engine.process(y) for y in self._note_lsnr(results)]
         return self._give(ready, len(samples) if self._same_length else None)
 
     def flush(self) -> NDArray[np.float32]:
@@ -211,154 +286,233 @@ class Stream:
 
         Returns
         -------
-        ndarray[float32], shape (k,)
+        ndarray[float32], shape (k,) or (k, channels)
             Brings the joined output to the input's length plus `delay_samples`. Empty when called again.
         """
         if self._flushed:
-            return np.zeros(0, np.float32)
+            return self._shaped(np.zeros((0, self.channels), np.float32))
         self._flushed = True
         total = self.stats.samples_in + self.delay_samples
-        ready = self._tail_python() if self._parity == "python" else self._tail_rust()
-        return self._give(ready, total - self.stats.samples_out)
+        late = self._to_engine.process(np.zeros((0, self.channels), np.float32), last=True)
+        results = [self._run(block) for block in self._blocks(late)]
+        results += self._waiting_hops()
+        results += self._tail_python() if self._options.parity == "python" else self._tail_rust()
+        tail = np.concatenate([*self._note_lsnr(results)])
+        ready = [self._from_engine.process(tail, last=True)]
+        # resampling may round the end by a sample
+        left = total - self.stats.samples_out
+        short = max(0, left - len(self._ready) - len(ready[0]))
+        return self._give([*ready, np.zeros((short, self.channels), np.float32)], left)
 
     def reset(self) -> None:
-        """Forget everything and begin anew, as a fresh stream does."""
-        for part in (self._analysis, self._features, self._mode, self._filter, self._synthesis):
-            part.reset()
+        """Forget everything and begin anew, as a fresh stream does; settings stay as they are."""
+        self._engine.reset()
+        self._to_engine.reset()
+        self._from_engine.reset()
         self._begin()
 
-    # -- the signal's way --------------------------------------------------------------------------
+    # -- snapshots ---------------------------------------------------------------------------------
 
-    def _run_block(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Take T hops all the way."""
-        spec = self._analysis.process(x)
-        feat_erb, feat_spec = self._features.process(spec)
-        return self._run_frames(spec, feat_erb, feat_spec)
+    def snapshot(self) -> Snapshot:
+        """Return everything the stream remembers; `restore` continues from it, bit for bit.
 
-    def _run_frames(
-        self, spec: NDArray[np.complex64], feat_erb: NDArray[np.float32], feat_spec: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        net = self._step(feat_erb, feat_spec)
-        enhanced = self._filter.process(spec, net.m[0, 0], net.coefs[0], self._post_filter, self._noisy_gain)
-        return self._synthesis.process(enhanced).copy()
+        Raises
+        ------
+        UsageError
+            The stream resamples: soxr does not give out its state.
+        """
+        self._check_snapshots()
+        arrays = self._engine.save()
+        arrays |= {"stream/waiting": self._waiting.copy(), "stream/ready": self._ready.copy()}
+        settings = {**self._rest, **dataclasses.asdict(self._options)}
+        counters = {
+            **dataclasses.asdict(self.stats), "flushed": self._flushed, "lsnr_db": self._newest_lsnr,
+            "post_filter": self._post_filter, "atten_lim_db": self._atten_lim_db,
+        }  # fmt: skip
+        return Snapshot(settings, counters, arrays)
 
-    def _step(self, feat_erb: NDArray[np.float32], feat_spec: NDArray[np.float32]) -> NetOutput:
-        """Run the network; in Python's way not on the frames that only look ahead of the first one."""
-        T = feat_erb.shape[2]
-        skipped = (
-            min(T, max(0, self._config.conv_lookahead - self._frames)) if self._parity == "python" else 0
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from a snapshot of a stream of the same model and settings.
+
+        Raises
+        ------
+        UsageError
+            It is of another model, or of other settings.
+        """
+        snapshot.check_fits(self.snapshot())
+        counters = dict(snapshot.counters)
+        self._engine.load(dict(snapshot.arrays))
+        self._waiting = np.array(snapshot.arrays["stream/waiting"], np.float32)
+        self._ready = np.array(snapshot.arrays["stream/ready"], np.float32)
+        self._flushed = bool(counters.pop("flushed"))
+        self._newest_lsnr = float(counters.pop("lsnr_db"))
+        self.post_filter = counters.pop("post_filter")
+        self.atten_lim_db = counters.pop("atten_lim_db")
+        self._lsnr = np.zeros(0, np.float32)
+        self.stats = StreamStats(**counters)
+
+    def clone(self) -> Stream:
+        """Return a second stream that continues from where this one stands; they share the model only."""
+        o = self._options
+        twin = Stream(
+            self._model,
+            mode=self._rest["mode"],  # type: ignore[arg-type]
+            backend=self._backend,
+            sample_rate=self._sample_rate,
+            channels=o.channels,
+            channel_mask=o.channel_mask,
+            parity=o.parity,
+            block_frames=o.block_frames,
+            same_length=self._same_length,
+            post_filter_kind=o.post_filter_kind,
+            skip_silence=o.skip_silence,
+            min_db_thresh=o.thresholds.min_db,
+            max_db_erb_thresh=o.thresholds.max_erb_db,
+            max_db_df_thresh=o.thresholds.max_df_db,
         )
-        self._frames += T
-        if skipped == T:
-            return self._no_output(T)
-        net = self._mode.step(
-            np.ascontiguousarray(feat_erb[:, :, skipped:]), np.ascontiguousarray(feat_spec[:, :, skipped:])
+        twin.restore(self.snapshot())
+        return twin
+
+    def _check_snapshots(self) -> None:
+        if self._sample_rate != self._config.sample_rate:
+            raise UsageError(
+                f"a stream at {self._sample_rate} Hz cannot be saved: its resampler hides its state",
+                hint=f"stream at the model's {self._config.sample_rate} Hz and resample outside",
+            )
+
+    # -- blocks ------------------------------------------------------------------------------------
+
+    def _run(
+        self, block: NDArray[np.float32], skip_silence: bool | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Take one block [samples, channels] through the engine."""
+        y, lsnr = self._engine.process(
+            np.ascontiguousarray(block.T), self._post_filter, self._noisy_gain, skip_silence
         )
-        self._lsnr_db = float(net.lsnr[0, -1, 0])
-        if not skipped:
-            return net
-        before = self._no_output(skipped)
-        return NetOutput(
-            *(np.concatenate(pair, axis) for *pair, axis in zip(before, net, (1, 2, 1), strict=True))
-        )
+        return y.T, lsnr
 
-    def _no_output(self, T: int) -> NetOutput:
-        """Silence for frames before the signal."""
-        c = self._config
-        shapes = (1, T, 1), (1, 1, T, c.nb_erb), (1, T, c.nb_df, 2 * c.df_order)
-        return NetOutput(*(np.zeros(shape, np.float32) for shape in shapes))
+    def _blocks(self, x: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        """Cut into blocks what waits and what is new; keep the rest."""
+        if len(self._waiting):
+            x = np.concatenate([self._waiting, x])
+        whole = len(x) - len(x) % self._block
+        self._waiting = x[whole:].copy()
+        for start in range(0, whole, self._block):
+            yield x[start : start + self._block]
 
-    # -- the end -----------------------------------------------------------------------------------
+    def _waiting_hops(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Run the whole hops that still wait for their block: silence among them is silence as ever."""
+        whole = len(self._waiting) - len(self._waiting) % self.hop_size
+        hops, self._waiting = self._waiting[:whole], self._waiting[whole:]
+        return [self._run(hops)] if whole else []
 
-    def _tail_rust(self) -> list[NDArray[np.float32]]:
-        """Feed zero samples: whole hops, then as many hops as the delay."""
-        hops = -(-self._filled // self.hop_size) + -(-self._config.delay_samples // self.hop_size)
+    def _tail_rust(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Feed zero samples: to the end of the hop, then as many hops as the delay."""
+        hops = -(-len(self._waiting) // self.hop_size) + -(-self._config.delay_samples // self.hop_size)
         return self._feed_zeros(hops)
 
-    def _tail_python(self) -> list[NDArray[np.float32]]:
-        """Feed one window of zero samples and drop the last part hop, then zero *features* and spectra."""
-        hops = (self._filled + self._config.fft_size) // self.hop_size
-        ready = self._feed_zeros(hops)
-        c, block = self._config, self._block // self.hop_size
-        for start in range(0, c.delay_frames, block):
-            T = min(block, c.delay_frames - start)
-            feat_erb, feat_spec = (
-                np.zeros((1, 1, T, c.nb_erb), np.float32),
-                np.zeros((1, 2, T, c.nb_df), np.float32),
-            )
-            ready.append(self._run_frames(np.zeros((T, c.bins), np.complex64), feat_erb, feat_spec))
-        return ready
+    def _tail_python(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Feed one window of zero samples, drop the last part hop, then zero *features* and spectra."""
+        hops = (len(self._waiting) + self._config.fft_size) // self.hop_size
+        finished = self._feed_zeros(hops)
+        finished += [(y.T, lsnr) for y, lsnr in self._engine.finish(self._post_filter, self._noisy_gain)]
+        return finished
 
-    def _feed_zeros(self, hops: int) -> list[NDArray[np.float32]]:
-        """Run the samples that wait for their block, followed by zeros, ``hops`` in all."""
-        rest = np.zeros(hops * self.hop_size, np.float32)
-        rest[: self._filled] = self._pending[: self._filled]
-        self._filled = 0
-        return [self._run_block(rest[i : i + self._block]) for i in range(0, len(rest), self._block)]
+    def _feed_zeros(self, hops: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Run what is left of the last hop, followed by zeros, ``hops`` in all."""
+        rest = np.zeros((hops * self.hop_size, self.channels), np.float32)
+        rest[: len(self._waiting)] = self._waiting
+        self._waiting = self._waiting[:0]
+        blocks = (rest[i : i + self._block] for i in range(0, len(rest), self._block))
+        return [self._run(block, skip_silence=False) for block in blocks]
 
-    # -- chunks ------------------------------------------------------------------------------------
+    # -- in and out --------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         self.stats = StreamStats()
-        self._filled = 0
-        self._frames = 0
-        self._flushed = False
-        self._lsnr_db = float("nan")
+        self._waiting = np.zeros((self._lead_in, self.channels), np.float32)
         # what same_length gives out before the first block is ready
-        self._ready = np.zeros(self._block - 1 if self._same_length else 0, np.float32)
+        self._ready = np.zeros((self._wait, self.channels), np.float32)
+        self._lsnr = np.zeros(0, np.float32)
+        self._newest_lsnr = float("nan")
+        self._flushed = False
 
-    def _blocks(self, x: NDArray[np.float32]) -> Any:
-        """Cut into blocks what waits and what is new; keep the rest."""
-        start = 0
-        if self._filled:
-            start = min(self._block - self._filled, len(x))
-            self._pending[self._filled : self._filled + start] = x[:start]
-            self._filled += start
-            if self._filled == self._block:
-                self._filled = 0
-                yield self._pending
-        while len(x) - start >= self._block:
-            yield x[start : start + self._block]
-            start += self._block
-        if start < len(x):
-            self._filled = len(x) - start
-            self._pending[: self._filled] = x[start:]
+    def _note_lsnr(
+        self, results: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    ) -> list[NDArray[np.float32]]:
+        """Keep the LSNR of a call's hops; return the audio."""
+        if results:
+            self._lsnr = np.concatenate([lsnr for _, lsnr in results])
+            self._newest_lsnr = float(self._lsnr[-1])
+        else:
+            self._lsnr = np.zeros(0, np.float32)
+        return [y for y, _ in results]
 
     def _give(self, ready: list[NDArray[np.float32]], count: int | None) -> NDArray[np.float32]:
         """Return what is ready, or the first ``count`` samples of it, keeping the rest."""
-        if not len(self._ready) and len(ready) == 1 and (count is None or count == len(ready[0])):
-            y = ready[0]
-        else:
-            joined = np.concatenate([self._ready, *ready])
-            count = len(joined) if count is None else count
-            y, self._ready = joined[:count], joined[count:].copy()
-        self.stats.samples_out += len(y)
-        return y
+        parts = [self._ready, *ready] if len(self._ready) else ready
+        joined = parts[0] if len(parts) == 1 else np.concatenate([self._ready[:0], *parts])
+        count = len(joined) if count is None else count
+        self._ready = joined[count:].copy()
+        self.stats.samples_out += count
+        return self._shaped(joined[:count])
+
+    def _shaped(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return [n] for one channel, [n, channels] for more, contiguous and the caller's own."""
+        return y[:, 0].copy() if self.channels == 1 else np.ascontiguousarray(y)
+
+    def _checked(self, x: ArrayLike) -> NDArray[np.float32]:
+        expected = "(n,)" if self.channels == 1 else f"(n, {self.channels})"
+        try:
+            samples = np.asarray(x)
+        except ValueError as error:
+            raise AudioError(f"audio of uneven nested sequences, expected shape {expected}") from error
+        if samples.ndim == 1 and (self.channels == 1 or not samples.size):
+            samples = samples.reshape(-1, self.channels)
+        if samples.ndim != 2 or samples.shape[1] != self.channels:
+            raise AudioError(
+                f"audio of shape {np.shape(x)}, expected {expected}",
+                hint="say how many channels there are: Stream(channels=...)",
+            )
+        if not np.issubdtype(samples.dtype, np.floating) and samples.size:
+            raise AudioError(
+                f"audio of type {samples.dtype}, expected float32 with full scale 1",
+                hint="divide 16-bit samples by 32768",
+            )
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is replaced as such
+            return np.ascontiguousarray(samples, dtype=np.float32)
 
     def _clean(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Replace what is no audio: one such sample would poison the recurrent states for ever."""
-        if np.dot(x, x) < _LOUDEST**2:  # one cheap sum, false for NaN too; looked into only if it fails
+        flat = x.ravel()
+        with np.errstate(over="ignore"):
+            energy = np.dot(flat, flat)
+        if energy < _LOUDEST**2:  # one cheap sum, false for NaN too; looked into only if it fails
             return x
         audible = np.abs(x) < _LOUDEST
         self.stats.replaced += int(x.size - np.count_nonzero(audible))
         return np.where(audible, x, np.float32(0))
 
 
-def _checked(x: ArrayLike) -> NDArray[np.float32]:
-    samples = np.asarray(x)
-    if samples.ndim != 1:
-        raise AudioError(
-            f"audio of shape {samples.shape}, expected one channel of shape (n,)",
-            hint="run one Stream per channel",
-        )
-    if not np.issubdtype(samples.dtype, np.floating) and samples.size:
-        raise AudioError(
-            f"audio of type {samples.dtype}, expected float32 with full scale 1",
-            hint="divide 16-bit samples by 32768",
-        )
-    return np.ascontiguousarray(samples, dtype=np.float32)
+def _thresholds(min_db: float, max_erb_db: float, max_df_db: float) -> Thresholds:
+    for name, value in (
+        ("min_db_thresh", min_db), ("max_db_erb_thresh", max_erb_db), ("max_db_df_thresh", max_df_db)
+    ):  # fmt: skip
+        _check_range(name, value, float("-inf"), float("inf"))
+    return Thresholds(float(min_db), float(max_erb_db), float(max_df_db))
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} = {value!r}, expected {' or '.join(map(repr, choices))}")
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not isinstance(value, (int, float, np.integer, np.floating)) or not low <= value <= high:
+    kinds = (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         raise UsageError(f"{name} = {value!r}, expected {low:g} to {high:g}")
+
+
+def _check_whole(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
+        raise UsageError(f"{name} = {value!r}, expected a whole number, {low} to {high}")

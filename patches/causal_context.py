@@ -7,7 +7,18 @@ import onnx_graphsurgeon as gs
 from dfstream.errors import UnsupportedGraph
 from dfstream.interface import FEATURES, LINKS, state_output
 
-from .graph import BATCH, TIME, constant, consumers, export_graph, sections, static_shapes, time_pad, variable
+from .graph import (
+    BATCH,
+    TIME,
+    constant,
+    consumers,
+    export_graph,
+    sections,
+    static_shapes,
+    time_kernel,
+    time_pad,
+    variable,
+)
 
 __all__ = ["cache_causal_context"]
 
@@ -22,7 +33,15 @@ def cache_causal_context(graph: gs.Graph) -> list[str]:
     the last P frames of the previous call; zeros as the first state are exactly what the ``Pad`` gave.
     Any number of frames a call is then exact and no frame is computed twice. States are called
     ``ctx_erb``, ``ctx_spec``, ``ctx_c0`` after the tensor they continue, [B, channels, P, width].
+
+    Raises
+    ------
+    UnsupportedGraph
+        A ``Pad`` of another kind, or a convolution that strides, dilates or pads along time itself.
     """
+    for node in graph.nodes:
+        if node.op in ("Conv", "ConvTranspose"):
+            time_kernel(node)  # refuses one that makes its own past
     pads = [node for node in graph.nodes if time_pad(node)]
     if not pads:
         return []

@@ -93,7 +93,10 @@ def multiply_accumulates(graph: gs.Graph, frames: int = 1) -> dict[str, int]:
     shapes = static_shapes(export_graph(graph), frames=frames)
     counts: dict[str, int] = {}
     for node in graph.nodes:
-        count = _macs(node, shapes)
+        try:
+            count = _macs(node, shapes)
+        except (KeyError, IndexError, ValueError) as error:
+            raise UnsupportedGraph(f"{node.op} {node.name!r}: unusual or unknown shapes") from error
         if count:
             counts[node.op] = counts.get(node.op, 0) + count
     return counts
@@ -125,7 +128,8 @@ def _inputs_of_linear(op: str, weight: Any) -> int:
 def _parameters(graph: gs.Graph) -> int:
     seen: dict[int, int] = {}
     for node in graph.nodes:
-        for tensor in node.inputs:
+        # some exports store the zeros that a GRU starts from: a state, not a weight
+        for tensor in node.inputs[:4] if node.op == "GRU" else node.inputs:
             if isinstance(tensor, gs.Constant) and np.issubdtype(tensor.values.dtype, np.floating):
                 seen[id(tensor)] = tensor.values.size if tensor.values.ndim else 0
     return sum(seen.values())

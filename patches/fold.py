@@ -8,6 +8,8 @@ sees a graph before it has been looked at.
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from dfstream.errors import UnsupportedGraph
 from .graph import constant_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
@@ -59,8 +61,9 @@ def _evaluate(node: gs.Node) -> NDArray[Any] | None:
     if len(arrays) < len(values) or not arrays or sum(a.size for a in arrays) > _MAX_ELEMENTS:
         return None
     try:
-        return evaluator(node.attrs, arrays)
-    except (ValueError, IndexError, KeyError, TypeError) as error:
+        with np.errstate(all="ignore"):  # wraps and casts as a runtime would
+            return np.asarray(evaluator(node.attrs, arrays))
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise UnsupportedGraph(f"{node.op} {node.name!r}: cannot be evaluated ({error})") from error
 
 
@@ -75,10 +78,31 @@ def _stored(node: gs.Node) -> NDArray[Any] | None:
     return None
 
 
+def _bounded(shape: Sequence[int]) -> Sequence[int]:
+    """Return a shape if shape arithmetic may have it: the operators that grow ask before they do."""
+    if min(shape, default=0) < 0 or math.prod(shape) > _MAX_ELEMENTS:
+        raise ValueError(f"the shape {list(shape)} is absurd for shape arithmetic")
+    return shape
+
+
+def _arithmetic(function: Callable[[Any, Any], NDArray[Any]]) -> Evaluator:
+    def evaluate(attrs: dict[str, Any], arrays: Arrays) -> NDArray[Any]:  # noqa: ARG001
+        a, b = arrays
+        _bounded(np.broadcast_shapes(a.shape, b.shape))
+        return function(a, b)
+
+    return evaluate
+
+
+def _gather(attrs: dict[str, Any], arrays: Arrays) -> NDArray[Any]:
+    data, indices = arrays
+    axis = attrs.get("axis", 0)
+    _bounded([*np.delete(data.shape, axis), *indices.shape])
+    return np.take(data, indices, axis=axis)
+
+
 def _constant_of_shape(attrs: dict[str, Any], arrays: Arrays) -> NDArray[Any]:
-    shape = [int(n) for n in arrays[0]]
-    if min(shape, default=0) < 0 or np.prod(shape, dtype=np.float64) > _MAX_ELEMENTS:
-        raise ValueError(f"the shape {shape} is absurd for shape arithmetic")
+    shape = _bounded([int(n) for n in arrays[0]])
     fill = attrs["value"].values if "value" in attrs else np.zeros(1, np.float32)
     return np.full(shape, fill.reshape(-1)[0], dtype=fill.dtype)
 
@@ -94,9 +118,8 @@ def _slice(attrs: dict[str, Any], arrays: Arrays) -> NDArray[Any]:  # noqa: ARG0
     steps = rest[1] if len(rest) > 1 else np.ones(len(starts), np.int64)
     index = [slice(None)] * data.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        # the lowest integer stands for "beyond the first element" when stepping backwards
-        stop = None if step < 0 and end < -data.shape[axis] else int(end)
-        index[int(axis)] = slice(int(start), stop, int(step))
+        # bounds beyond either end mean the same to ONNX and to Python
+        index[int(axis)] = slice(int(start), int(end), int(step))
     return data[tuple(index)]
 
 
@@ -113,17 +136,17 @@ def _axes(attrs: dict[str, Any], arrays: Arrays) -> tuple[int, ...]:
 
 
 _EVALUATORS: dict[str, Evaluator] = {
-    "Add": lambda _, a: a[0] + a[1],
+    "Add": _arithmetic(operator.add),
     "Cast": _cast,
     "Concat": lambda attrs, a: np.concatenate(a, axis=attrs["axis"]),
     "ConstantOfShape": _constant_of_shape,
-    "Gather": lambda attrs, a: np.take(a[0], a[1], axis=attrs.get("axis", 0)),
+    "Gather": _gather,
     "Identity": lambda _, a: a[0],
-    "Mul": lambda _, a: a[0] * a[1],
+    "Mul": _arithmetic(operator.mul),
     "Reshape": _reshape,
     "Slice": _slice,
     "Squeeze": lambda attrs, a: np.squeeze(a[0], axis=_axes(attrs, a)),
-    "Sub": lambda _, a: a[0] - a[1],
+    "Sub": _arithmetic(operator.sub),
     "Transpose": lambda attrs, a: np.transpose(a[0], attrs.get("perm")),
     "Unsqueeze": lambda attrs, a: np.expand_dims(a[0], _axes(attrs, a)),
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from dfstream.errors import UnsupportedGraph
 from dfstream.interface import FEATURES, LINKS, RESULTS
@@ -32,9 +33,13 @@ __all__ = [
     "replace_input",
     "sections",
     "static_shapes",
+    "time_kernel",
     "time_pad",
     "variable",
 ]
+
+# its warnings about strange graphs go to stdout, where a program's results go
+G_LOGGER.severity = G_LOGGER.ERROR
 
 #: Symbols of the two dynamic axes.
 BATCH, FRAMES = "B", "T"
@@ -48,10 +53,24 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.graph.value_info[:]
-    graph = gs.import_onnx(bare)
+    try:
+        graph = gs.import_onnx(bare)
+    except Exception as error:  # for strange graphs it raises whatever it ran into
+        raise UnsupportedGraph(f"the graph cannot be edited ({type(error).__name__}: {error})") from error
     for tensor in graph.outputs:
         tensor.dtype = tensor.dtype or np.dtype(np.float32)
+    _name_nodes(graph)
     return graph
+
+
+def _name_nodes(graph: gs.Graph) -> None:
+    """Give every node a name of its own: ONNX asks for none, but patches name new tensors after nodes."""
+    taken: set[str] = set()
+    for index, node in enumerate(graph.nodes):
+        node.name = node.name or f"{node.op}_{index}"
+        while node.name in taken:
+            node.name += f"_{index}"
+        taken.add(node.name)
 
 
 def export_graph(graph: gs.Graph, metadata: dict[str, str] | None = None) -> bytes:
@@ -74,7 +93,7 @@ def export_graph(graph: gs.Graph, metadata: dict[str, str] | None = None) -> byt
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise UnsupportedGraph(f"the patched graph is not valid ONNX: {error}") from error
+        raise UnsupportedGraph(f"the patched graph is not valid ONNX: {_first_line(error)}") from error
     data: bytes = model.SerializeToString(deterministic=True)
     return data
 
@@ -171,13 +190,15 @@ def time_pad(node: gs.Node) -> int:
     """
     if node.op != "Pad":
         return 0
+    optional = [t for t in node.inputs[2:] if not t.is_empty()]
     amounts = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
-    if amounts is None or len(amounts) != 8:
+    if amounts is None or len(amounts) != 8 or any(constant_value(t) is None for t in optional):
         raise UnsupportedGraph(f"Pad {node.name!r}: its amounts are not constants of a rank-4 map")
     before = int(amounts[TIME])
-    value = constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
-    zeros = node.attrs.get("mode", "constant") == "constant" and (value is None or not np.any(value))
-    if not zeros or before <= 0 or np.any(np.delete(amounts, TIME)):
+    # the amounts may also come with their axes, from opset 18 on: no exporter of the family does that
+    plain = node.attrs.get("mode", "constant") == "constant" and len(optional) < 2
+    zeros = not any(np.any(constant_value(t)) for t in optional)
+    if not plain or not zeros or before <= 0 or np.any(np.delete(amounts, TIME)):
         raise UnsupportedGraph(
             f"Pad {node.name!r} with amounts {amounts.tolist()}: expected zeros before the first frame only"
         )
@@ -185,6 +206,27 @@ def time_pad(node: gs.Node) -> int:
     if wrong:
         raise UnsupportedGraph(f"Pad {node.name!r} feeds {wrong[0]}, expected a Conv")
     return before
+
+
+def time_kernel(node: gs.Node) -> int:
+    """Return how many frames a convolution spans; all of its past must come from a Pad.
+
+    Raises
+    ------
+    UnsupportedGraph
+        It strides, dilates or pads along time itself, or is a transposed one over several frames.
+    """
+    weight = constant_value(node.inputs[1])
+    if weight is None or weight.ndim != 4:
+        raise UnsupportedGraph(f"{node.op} {node.name!r}: its weight is not a constant of rank 4")
+    strides, dilations = node.attrs.get("strides", [1, 1]), node.attrs.get("dilations", [1, 1])
+    pads = node.attrs.get("pads", [0, 0, 0, 0])
+    automatic = node.attrs.get("auto_pad", "NOTSET") != "NOTSET"
+    if strides[0] != 1 or dilations[0] != 1 or pads[0] or pads[2] or automatic:
+        raise UnsupportedGraph(f"{node.op} {node.name!r} strides, dilates or pads along time")
+    if node.op == "ConvTranspose" and weight.shape[2] != 1:
+        raise UnsupportedGraph(f"ConvTranspose {node.name!r} spans {weight.shape[2]} frames, expected 1")
+    return int(weight.shape[2])
 
 
 def static_shapes(data: bytes, batch: int = 1, frames: int = 1) -> dict[str, tuple[int, ...]]:
@@ -207,8 +249,14 @@ def static_shapes(data: bytes, batch: int = 1, frames: int = 1) -> dict[str, tup
     try:
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise UnsupportedGraph(f"the shapes of the graph do not fit together: {error}") from error
+        raise UnsupportedGraph(
+            f"the shapes of the graph do not fit together: {_first_line(error)}"
+        ) from error
     return dict(_shapes(model.graph))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from dfstream.errors import UnsupportedGraph
-from dfstream.interface import state_output
+from dfstream.interface import FEATURES, LINKS, state_output
 
 from .graph import BATCH, constant, constant_value, producer, sections, variable
 
@@ -79,7 +79,7 @@ def _initial(graph: gs.Graph, node: gs.Node) -> str:
     if len(node.inputs) <= _INITIAL or node.inputs[_INITIAL].is_empty():
         return "zero"
     for tensor in _origins(node.inputs[_INITIAL]):
-        if any(tensor is t for t in graph.inputs):
+        if any(tensor is t for t in graph.inputs if t.name not in (*FEATURES, *LINKS)):
             return "input"
         value = constant_value(tensor)
         if value is not None and not np.any(value):

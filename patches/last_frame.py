@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from dfstream.errors import UnsupportedGraph
 from dfstream.interface import FEATURES, RESULTS
 
-from .graph import TIME, ancestors, constant, constant_value, consumers, time_pad, variable
+from .graph import TIME, ancestors, constant, consumers, time_kernel, time_pad, variable
 from .gru_state import find_grus
 
 __all__ = ["check_window_exact", "keep_last_frame", "window_frames"]
@@ -98,7 +98,7 @@ def _reads(node: gs.Node, needed: dict[int, int]) -> int:
         return 1
     after = max((needed.get(id(t), 1) for t in node.outputs), default=1)
     if node.op == "Conv":
-        return after + _time_kernel(node) - 1
+        return after + time_kernel(node) - 1
     return after  # a Pad too: what it adds must be past frames, not zeros, for an exact window
 
 
@@ -108,19 +108,7 @@ def _supplies(node: gs.Node, supply: dict[int, float], needed: dict[int, int]) -
     if time_pad(node):
         return max(inputs) + time_pad(node)
     have = min(max(inputs, default=1), _reads(node, needed))
-    return have - (_time_kernel(node) - 1) if node.op == "Conv" else have
-
-
-def _time_kernel(node: gs.Node) -> int:
-    """Return the extent of a convolution in time; it must not stride, dilate or pad there itself."""
-    weight = constant_value(node.inputs[1])
-    if weight is None or weight.ndim != 4:
-        raise UnsupportedGraph(f"Conv {node.name!r}: its weight is not a constant of rank 4")
-    strides, dilations = node.attrs.get("strides", [1, 1]), node.attrs.get("dilations", [1, 1])
-    pads = node.attrs.get("pads", [0, 0, 0, 0])
-    if strides[0] != 1 or dilations[0] != 1 or pads[0] or pads[2]:
-        raise UnsupportedGraph(f"Conv {node.name!r} strides, dilates or pads along time")
-    return int(weight.shape[2])
+    return have - (time_kernel(node) - 1) if node.op == "Conv" else have
 
 
 def _data_inputs(node: gs.Node) -> list[gs.Variable]:

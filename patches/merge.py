@@ -95,11 +95,13 @@ def _is_next_state(graph: gs.Graph, name: str) -> bool:
 
 def _prefix(graph: gs.Graph, name: str) -> None:
     public = {id(t) for t in (*graph.inputs, *graph.outputs)}
-    for node in graph.nodes:
-        node.name = f"{name}/{node.name.lstrip('/')}"
-    for tensor in graph.tensors().values():
-        if id(tensor) not in public:
-            tensor.name = f"{name}/{tensor.name.lstrip('/')}"
+    for items in graph.nodes, [t for t in graph.tensors().values() if id(t) not in public]:
+        taken: set[str] = set()
+        for item in items:
+            item.name = f"{name}/{item.name.lstrip('/')}"
+            while item.name in taken:  # "x" and "/x" may both be there
+                item.name += "_"
+            taken.add(item.name)
 
 
 def _join(reader: gs.Tensor, source: gs.Tensor) -> None:

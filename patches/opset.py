@@ -41,5 +41,6 @@ def raise_opset(graph: gs.Graph) -> list[str]:
             node.inputs.append(constant(f"{node.name or node.outputs[0].name}/{key}", node.attrs.pop(key)))
     sites = [f"opset {graph.opset} to {OPSET}"]
     graph.opset = OPSET
+    graph.import_domains = None  # as read; it would be written in place of the opset
     graph.ir_version = max(graph.ir_version or 0, 7)
     return sites

@@ -10,7 +10,7 @@ from dfstream.errors import ModelError, UnsupportedGraph
 from dfstream.interface import state_inputs, state_output
 
 from .fold import fold_constants
-from .graph import export_graph
+from .graph import export_graph, sections
 from .last_frame import window_frames
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ __all__ = ["Metadata", "Patched", "Recipe", "read_metadata"]
 
 _PREFIX = "dfstream."
 _FORMAT = "1"
+
+#: Longer than any window of convolutions; a mode keeps that many frames of features.
+_LONGEST_WINDOW = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +134,8 @@ class Metadata:
         Fields of `dfstream.config.ModelConfig`.
     window_frames : int or None
         Feature frames that make one frame exact, None where no window does.
+    sections : mapping of str to str
+        Which part of the network (``enc``, ``erb``, ``df``) each state belongs to.
     """
 
     recipe: str
@@ -139,6 +144,7 @@ class Metadata:
     patches: tuple[str, ...]
     config: dict[str, Any]
     window_frames: int | None
+    sections: Mapping[str, str]
 
 
 def read_metadata(model: onnx.ModelProto, name: str) -> Metadata | None:
@@ -165,16 +171,35 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata | None:
             source_sha256=values["source_sha256"],
             patches=tuple(json.loads(values["patches"])),
             config=json.loads(values["config"]),
-            window_frames=None if window is None else int(window),
+            window_frames=None if window is None else _window(window),
+            sections={state["name"]: state["section"] for state in json.loads(values["states"])},
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{name}: its dfstream metadata is damaged ({error})") from error
+
+
+def _section(graph: gs.Graph, state: gs.Variable) -> str:
+    """Tell which part of the network reads a state; in a part by itself, the encoder's stands for all."""
+    readers = {id(node) for node in state.outputs}
+    return next((name for name, members in sections(graph).items() if members & readers), "enc")
+
+
+def _window(text: str) -> int:
+    if not 1 <= int(text) <= _LONGEST_WINDOW:
+        raise ValueError(f"window_frames = {text} is outside 1 to {_LONGEST_WINDOW}")
+    return int(text)
 
 
 def _metadata(stem: str, graph: gs.Graph, common: dict[str, str]) -> dict[str, str]:
     inputs = {t.name: t for t in graph.inputs}
     states = [
-        {"name": name, "output": state_output(name), "shape": list(inputs[name].shape), "initial": 0}
+        {
+            "name": name,
+            "output": state_output(name),
+            "shape": list(inputs[name].shape),
+            "initial": 0,
+            "section": _section(graph, inputs[name]),
+        }
         for name in state_inputs(inputs, [t.name for t in graph.outputs])
     ]
     return {f"{_PREFIX}{k}": v for k, v in {**common, "graph": stem, "states": json.dumps(states)}.items()}

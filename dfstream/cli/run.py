@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -38,6 +40,31 @@ if TYPE_CHECKING:
     "--post-filter", type=click.FloatRange(0, 1), default=0.0, show_default=True, metavar="BETA",
     help="Strength of the post-filter; 0.02 is usual, 0 is off.",
 )  # fmt: skip
+@click.option(
+    "--post-filter-kind", type=click.Choice(["spectrum", "mask"]), default="spectrum", show_default=True,
+    help="libDF's on the spectrum, or DeepFilterNet2's on the mask.",
+)  # fmt: skip
+@click.option(
+    "--channel-mask", type=click.Choice(["none", "max", "mean"]), default="none", show_default=True,
+    help="Whether channels share the largest or the mean mask.",
+)  # fmt: skip
+@click.option(
+    "--min-db-thresh", type=float, default=-15.0, show_default=True, metavar="DB",
+    help="Mute frames of a lower local SNR.",
+)  # fmt: skip
+@click.option(
+    "--max-db-erb-thresh", type=float, default=35.0, show_default=True, metavar="DB",
+    help="Pass frames of a higher local SNR on as they are.",
+)  # fmt: skip
+@click.option(
+    "--max-db-df-thresh", type=float, default=35.0, show_default=True, metavar="DB",
+    help="Do not deep filter frames of a higher local SNR.",
+)  # fmt: skip
+@click.option("--skip-silence", is_flag=True, help="Pass over silent hops as DeepFilterNet 0.5.6 does.")
+@click.option(
+    "--lsnr", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Write the local SNR of every hop to FILE, one JSON object a line.",
+)  # fmt: skip
 @click.option("--no-compensate-delay", is_flag=True, help="Leave the output delayed against the input.")
 @click.option(
     "--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads of the backend."
@@ -57,13 +84,13 @@ def command(
 ) -> None:
     """Enhance the speech in IN and write it to OUT, as long as IN and aligned with it.
 
-    IN and OUT are mono files at the model's sample rate (48 kHz): WAV, FLAC, OGG. OUT's suffix decides
-    its format. A dash stands for standard input or output, as WAV.
+    IN is a file of any rate from 8 to 192 kHz and any number of channels: WAV, FLAC, OGG. OUT has the same
+    rate and channels; its suffix decides its format. A dash stands for standard input or output, as WAV.
 
     \b
     dfstream run noisy.wav enhanced.wav
     dfstream run noisy.flac enhanced.flac --model dfn3 --atten-lim-db 18
-    ffmpeg -i call.mp4 -ar 48000 -ac 1 -f wav - | dfstream run - - > clean.wav
+    ffmpeg -i call.mp4 -f wav - | dfstream run - - > clean.wav
     """
     if as_json and target == "-":
         raise click.UsageError("--json and OUT '-' both want standard output")
@@ -77,7 +104,7 @@ def command(
         from dfstream.model import Model
 
         loaded = Model.load(model)
-    with _progress(console, quiet) as progress:
+    with _warnings_as_lines(), _progress(console, quiet) as progress:
         report = enhance_file(
             source,
             target,
@@ -96,6 +123,15 @@ def command(
         print_json(_as_dict(report, target, loaded.name))
     elif not quiet:
         click.echo(_closing_line(report, target), err=True)
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Show each warning of the package as one line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
+        yield
 
 
 @contextlib.contextmanager
@@ -129,6 +165,7 @@ def _as_dict(report: FileReport, target: str, model: str) -> dict[str, Any]:
         "model": model,
         "samples": report.samples,
         "sample_rate": report.sample_rate,
+        "channels": report.channels,
         "seconds": report.seconds,
         "real_time_factor": report.real_time_factor,
         "delay_samples": report.delay_samples,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dfstream.dsp._jit import complex64, float32, jit, reads, writes
+from dfstream.dsp._jit import complex64, float32, intp, jit, reads, writes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,16 +17,15 @@ __all__ = ["limit_attenuation", "post_filter"]
 _LEAST_GAIN = np.float32(1e-12)
 _HALF_PI = np.float32(np.pi / 2)
 
-#: libDF's loop handles four bins at a time and leaves the rest of a frame alone: with 481 bins, the last.
-_CHUNK = 4
 
-
-@jit(reads(complex64, 2), writes(complex64, 2), float32)
-def post_filter(noisy: NDArray[np.complex64], enhanced: NDArray[np.complex64], beta: float) -> None:
+@jit(reads(complex64, 2), writes(complex64, 2), float32, intp)
+def post_filter(
+    noisy: NDArray[np.complex64], enhanced: NDArray[np.complex64], beta: float, count: int
+) -> None:
     """Attenuate further what is already attenuated (libDF ``lib.rs: post_filter``).
 
     With ``g = |Y| / |X|`` limited to 1e-12 ... 1, ``Y`` is multiplied by
-    ``(1 + beta) / (1 + beta / sin^2(pi g / 2))``. As in libDF, the last ``bins mod 4`` bins stay as they are.
+    ``(1 + beta) / (1 + beta / sin^2(pi g / 2))``.
 
     Parameters
     ----------
@@ -36,11 +35,13 @@ def post_filter(noisy: NDArray[np.complex64], enhanced: NDArray[np.complex64], b
         Y, changed in place.
     beta : float
         Strength: 0 changes nothing, 0.02 is usual.
+    count : int, bins
+        The lowest bins, which are changed. libDF handles four at a time and leaves the rest of a frame
+        alone: with 481 bins, the last.
     """
-    T, bins = enhanced.shape
     one = np.float32(1)
-    for t in range(T):
-        for k in range(bins - bins % _CHUNK):
+    for t in range(enhanced.shape[0]):
+        for k in range(count):
             gain = abs(enhanced[t, k]) / (abs(noisy[t, k]) + _LEAST_GAIN)
             sine = math.sin(_HALF_PI * max(min(gain, one), _LEAST_GAIN))
             enhanced[t, k] *= (one + beta) / (one + beta / (sine * sine))

@@ -14,19 +14,22 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
-from dfstream.errors import UsageError
+from dfstream.errors import UnsupportedGraph, UsageError
+from dfstream.gating import Stage
 from dfstream.interface import state_output
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from dfstream.backends.base import Backend, Session
+    from dfstream.config import ModelConfig
+    from dfstream.gating import Thresholds
     from dfstream.model import Model
     from dfstream.patches.recipe import Recipe
 
-__all__ = ["Mode", "NetOutput", "find_mode", "initial_states", "mode_names"]
+__all__ = ["Mode", "NetOutput", "check_results", "find_mode", "initial_states", "mode_names"]
 
 
 class NetOutput(NamedTuple):
@@ -38,6 +41,17 @@ class NetOutput(NamedTuple):
     """[B, 1, T, bands], ERB gains 0 to 1."""
     coefs: NDArray[np.float32]
     """[B, T, df bins, 2 * taps], deep-filter taps, oldest first, (re, im) inside."""
+
+    @classmethod
+    def join(cls, parts: Sequence[NetOutput]) -> NetOutput:
+        """Join results of consecutive frames."""
+        axes = (1, 2, 1)
+        return cls(
+            *(
+                np.concatenate(arrays, axis)
+                for arrays, axis in zip(zip(*parts, strict=True), axes, strict=True)
+            )
+        )
 
 
 class Mode(abc.ABC):
@@ -71,6 +85,7 @@ class Mode(abc.ABC):
         self.batch = batch
         self.sessions: dict[str, Session] = dict(model.open(backend, self.recipe()))
         self.state: dict[str, NDArray[np.float32]] = {}
+        self._sections: Mapping[str, str] | None = None
         self.reset()
 
     @classmethod
@@ -94,10 +109,45 @@ class Mode(abc.ABC):
             T >= 1 new frames.
         """
 
+    def step_gated(
+        self, feat_erb: NDArray[np.float32], feat_spec: NDArray[np.float32], thresholds: Thresholds
+    ) -> tuple[NetOutput, NDArray[np.int8]]:
+        """Advance as `step`, but let a decoder that a frame does not need keep its state.
+
+        Where one graph computes all, the old states are put back after the call. The local SNR of the
+        first stream decides for all, as in libDF.
+
+        Returns
+        -------
+        NetOutput
+            Gains and taps of decoders that were not needed mean nothing.
+        ndarray[int8], shape (T,)
+            `dfstream.gating.Stage` of each frame.
+        """
+        outputs, stages = [], []
+        for t in range(feat_erb.shape[2]):
+            before = dict(self.state)
+            frame = (np.ascontiguousarray(feat[:, :, t : t + 1]) for feat in (feat_erb, feat_spec))
+            outputs.append(self.step(*frame))
+            stage = thresholds.stage(float(outputs[-1].lsnr[0, 0, 0]))
+            stages.append(stage)
+            unused = {*(["erb"] if stage < Stage.MASKED else []), *(["df"] if stage < Stage.FULL else [])}
+            for name, section in self.sections.items():
+                if section in unused:
+                    self.state[name] = before[name]
+        return NetOutput.join(outputs), np.array(stages, np.int8)
+
+    @property
+    def sections(self) -> Mapping[str, str]:
+        """Which part of the network (``enc``, ``erb``, ``df``) each state of a graph belongs to."""
+        if self._sections is None:
+            self._sections = self.model.state_sections(self.recipe())
+        return self._sections
+
     def run(self, stem: str, feeds: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
         """Run one graph on the given tensors and its states, and keep the states it returns."""
         session = self.sessions[stem]
-        outputs = session.run({**feeds, **{name: self.state[name] for name in session.states}})
+        outputs = _Outputs(session.run({**feeds, **{name: self.state[name] for name in session.states}}))
         for name in session.states:
             self.state[name] = outputs[state_output(name)]
         return outputs
@@ -109,6 +159,31 @@ class Mode(abc.ABC):
             for session in self.sessions.values()
             for name, array in initial_states(session, self.batch).items()
         }
+
+
+class _Outputs(dict[str, "NDArray[np.float32]"]):
+    """What a graph gave; asking for anything else tells that the graph is not the one it says it is."""
+
+    def __missing__(self, name: str) -> NDArray[np.float32]:
+        raise UnsupportedGraph(f"the graph gives no {name!r}", hint="patch the original export again")
+
+
+def check_results(net: NetOutput, config: ModelConfig, streams: int, frames: int) -> None:
+    """Refuse results that are not those of the given number of streams and frames.
+
+    Raises
+    ------
+    UnsupportedGraph
+        Names the result, its shape and the expected one.
+    """
+    B, T = streams, frames
+    shapes = (B, T, 1), (B, 1, T, config.nb_erb), (B, T, config.nb_df, 2 * config.df_order)
+    for name, result, shape in zip(NetOutput._fields, net, shapes, strict=True):
+        if result.shape != shape:
+            raise UnsupportedGraph(
+                f"the graph gives {name} of the shape {result.shape}, expected {shape}",
+                hint="patch the original export again",
+            )
 
 
 def initial_states(session: Session, batch: int) -> dict[str, NDArray[np.float32]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dfstream.modes._window import WindowMode
 from dfstream.modes.base import NetOutput, initial_states
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from dfstream.model import Model
@@ -46,10 +47,17 @@ class StatelessWindowLast(WindowMode):
     def step_window(self, feat_erb: NDArray[np.float32], feat_spec: NDArray[np.float32]) -> NetOutput:
         """Run one window from zero states; keep the last frame."""
         session = self.sessions[_GRAPH]
-        out = session.run(
-            {"feat_erb": feat_erb, "feat_spec": feat_spec, **initial_states(session, self.batch)}
+        zeros = initial_states(session, 1)
+        # the unpatched graph takes one stream at a time
+        out = [
+            session.run({"feat_erb": feat_erb[b : b + 1], "feat_spec": feat_spec[b : b + 1], **zeros})
+            for b in range(self.batch)
+        ]
+        return NetOutput(
+            np.concatenate([o["lsnr"][:, -1:] for o in out]),
+            np.concatenate([o["m"][:, :, -1:] for o in out]),
+            np.concatenate([o["coefs"][:, -1:] for o in out]),
         )
-        return NetOutput(out["lsnr"][:, -1:], out["m"][:, :, -1:], out["coefs"][:, -1:])
 
 
 MODE = StatelessWindowLast

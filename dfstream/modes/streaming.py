@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from dfstream.gating import Stage
 from dfstream.modes.base import Mode, NetOutput
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
+    from dfstream.gating import Thresholds
     from dfstream.model import Model
     from dfstream.patches.recipe import Recipe
 
@@ -51,6 +54,30 @@ class Streaming(Mode):
         erb = self.run(_ERB, {"emb": emb, **{name: skips[name] for name in ("e3", "e2", "e1", "e0")}})
         df = self.run(_DF, {"emb": emb, "c0": skips["c0"]})
         return NetOutput(encoded["lsnr"], erb["m"], df["coefs"])
+
+    def step_gated(
+        self, feat_erb: NDArray[np.float32], feat_spec: NDArray[np.float32], thresholds: Thresholds
+    ) -> tuple[NetOutput, NDArray[np.int8]]:
+        """Run each decoder on the frames that need it, and on no other; see `Mode.step_gated`."""
+        skips = self.run(_CONV, {"feat_erb": feat_erb, "feat_spec": feat_spec})
+        encoded = self.run(_GRU, {"emb": skips["emb"]})
+        emb, lsnr = encoded["emb_out"], encoded["lsnr"]
+        stages = np.array([thresholds.stage(float(value)) for value in lsnr[0, :, 0]], np.int8)
+        c, (B, T) = self.model.config, lsnr.shape[:2]
+        m = np.zeros((B, 1, T, c.nb_erb), np.float32)
+        coefs = np.zeros((B, T, c.nb_df, 2 * c.df_order), np.float32)
+        masked, full = stages >= Stage.MASKED, stages >= Stage.FULL
+        if masked.any():
+            maps = {name: _frames(skips[name], masked, 2) for name in ("e3", "e2", "e1", "e0")}
+            m[:, :, masked] = self.run(_ERB, {"emb": _frames(emb, masked, 1), **maps})["m"]
+        if full.any():
+            feeds = {"emb": _frames(emb, full, 1), "c0": _frames(skips["c0"], full, 2)}
+            coefs[:, full] = self.run(_DF, feeds)["coefs"]
+        return NetOutput(lsnr, m, coefs), stages
+
+
+def _frames(x: NDArray[np.float32], wanted: NDArray[np.bool_], axis: int) -> NDArray[np.float32]:
+    return np.ascontiguousarray(np.compress(wanted, x, axis=axis))
 
 
 MODE = Streaming
