@@ -36,7 +36,9 @@ def free_batch(graph: gs.Graph) -> list[str]:
 def _free_reshape(node: gs.Node) -> bool:
     """Let a Reshape to [1, -1, ...] copy its first size from its input."""
     shape = constant_value(node.inputs[1]) if node.op == "Reshape" else None
-    if shape is None or len(shape) < 2 or shape[0] != 1 or -1 not in shape or node.attrs.get("allowzero", 0):
+    if shape is None or shape.ndim != 1 or len(shape) < 2 or node.attrs.get("allowzero", 0):
+        return False
+    if shape[0] != 1 or -1 not in shape:
         return False
     node.inputs[1] = constant(f"{node.name}/shape", [0, *shape[1:]])
     return True

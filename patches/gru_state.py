@@ -109,8 +109,13 @@ def _check_plain(node: gs.Node) -> None:
         raise UnsupportedGraph(f"GRU {node.name!r} has a layout, clip or activations of its own")
     if len(node.inputs) > _LENGTHS and not node.inputs[_LENGTHS].is_empty():
         raise UnsupportedGraph(f"GRU {node.name!r} has sequence lengths")
-    if constant_value(node.inputs[_W]) is None or constant_value(node.inputs[_R]) is None:
-        raise UnsupportedGraph(f"GRU {node.name!r}: its weights are not constants")
+    hidden = node.attrs.get("hidden_size", 0)
+    for index in (_W, _R):
+        weight = constant_value(node.inputs[index])
+        if weight is None:
+            raise UnsupportedGraph(f"GRU {node.name!r}: its weights are not constants")
+        if hidden < 1 or weight.ndim != 3 or weight.shape[:2] != (1, 3 * hidden):
+            raise UnsupportedGraph(f"GRU {node.name!r}: its weights do not have the shapes of {hidden} units")
 
 
 def _expose(graph: gs.Graph, name: str, grus: list[Gru]) -> None:
