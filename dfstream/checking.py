@@ -171,7 +171,7 @@ def check_canonical(model: Model, graph: bytes) -> list[CheckRow]:
 
 
 def _streamed(step: Callable[..., NetOutput], features: Arrays, size: int | None) -> NetOutput:
-    return _join([step(*piece) for piece in _pieces(features, size)])
+    return NetOutput.join([step(*piece) for piece in _pieces(features, size)])
 
 
 def _batched(model: Model, mode_class: type[Mode], features: Arrays) -> NetOutput:
@@ -195,15 +195,6 @@ def _pieces(features: Arrays, size: int | None) -> Iterator[list[NDArray[np.floa
         yield [
             np.ascontiguousarray(features[name][:, :, start : start + (size or frames)]) for name in FEATURES
         ]
-
-
-def _join(pieces: list[NetOutput]) -> NetOutput:
-    return NetOutput(
-        *(
-            np.concatenate(parts, axis)
-            for parts, axis in zip(zip(*pieces, strict=True), (1, 2, 1), strict=True)
-        )
-    )
 
 
 def _compare(kind: str, chunking: str, got: NetOutput, want: NetOutput) -> CheckRow:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["EXPORTS", "FEATURES", "LINKS", "RESULTS", "state_inputs", "state_output"]
+__all__ = ["EXPORTS", "FEATURES", "LINKS", "RESULTS", "is_gru_state", "state_inputs", "state_output"]
 
 #: Graphs of an official export.
 EXPORTS = ("enc", "erb_dec", "df_dec")
@@ -26,13 +26,18 @@ LINKS = ("e0", "e1", "e2", "e3", "emb", "c0")
 RESULTS = ("lsnr", "m", "coefs")
 
 
+def is_gru_state(name: str) -> bool:
+    """Whether an input is the state of GRUs, [layers, B, hidden]: ``h0``, ``erb_h0``, ``df_h0``."""
+    return name == "h0" or name.endswith("_h0")
+
+
 def state_output(name: str) -> str:
     """Name of the output that carries the next value of a state input.
 
     GRU states are called ``h0``, ``erb_h0``, ``df_h0`` and come out as ``h1``, ``erb_h1``, ``df_h1``;
     every other state ``x`` comes out as ``x_out``.
     """
-    return f"{name[:-1]}1" if name == "h0" or name.endswith("_h0") else f"{name}_out"
+    return f"{name[:-1]}1" if is_gru_state(name) else f"{name}_out"
 
 
 def state_inputs(inputs: Iterable[str], outputs: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from dfstream import catalog, reading
 from dfstream.config import ModelConfig, norm_alpha
 from dfstream.errors import ArchiveError, ModelError, UnsupportedGraph, UsageError
 from dfstream.fitting import check_export, check_patched
-from dfstream.interface import EXPORTS, FEATURES, RESULTS, state_output
+from dfstream.interface import EXPORTS, FEATURES, RESULTS, is_gru_state, state_output
 from dfstream.model import COMBINED, Model
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from dfstream.patches.recipe import Metadata
 
 __all__ = ["load_model"]
-
-_COMBINED = COMBINED
 
 
 def load_model(source: str | Path | None) -> Model:
@@ -75,8 +73,8 @@ def _assemble(name: str, path: Path, files: Mapping[str, bytes], config_ini: byt
     data = {file.removesuffix(".onnx"): content for file, content in files.items()}
     if path.is_file() and len(data) == 1 and not any(written.values()):
         # one foreign graph is a merged one, whatever its file is called
-        data, protos = {_COMBINED: next(iter(data.values()))}, {_COMBINED: next(iter(protos.values()))}
-        written = {_COMBINED: None}
+        data, protos = {COMBINED: next(iter(data.values()))}, {COMBINED: next(iter(protos.values()))}
+        written = {COMBINED: None}
     sources = _sources(path, data, protos, written)
     metadata = {stem: m for stem, m in written.items() if m is not None and m.stem == stem}
     if not sources and not metadata:
@@ -120,10 +118,10 @@ def _sources(
     """Pick the unpatched graphs: three of an export, else a merged one, else none (all are patched)."""
     if all(stem in data and written[stem] is None for stem in EXPORTS):
         return {stem: data[stem] for stem in EXPORTS}
-    merged = written.get(_COMBINED)
-    if _COMBINED in data and (merged is None or merged.patches == ("merge",)):
-        _check_merged(path, protos[_COMBINED])
-        return {_COMBINED: data[_COMBINED]}
+    merged = written.get(COMBINED)
+    if COMBINED in data and (merged is None or merged.patches == ("merge",)):
+        _check_merged(path, protos[COMBINED])
+        return {COMBINED: data[COMBINED]}
     if not any(written.values()):
         missing = [f"{stem}.onnx" for stem in EXPORTS if stem not in data]
         raise ModelError(
@@ -143,7 +141,7 @@ def _check_merged(path: Path, proto: onnx.ModelProto) -> None:
             hint="an export has three graphs: load their folder or archive",
         )
     for extra in sorted(inputs - {*FEATURES}):
-        if not (extra == "h0" or extra.endswith("_h0")) or state_output(extra) not in outputs:
+        if not is_gru_state(extra) or state_output(extra) not in outputs:
             raise UnsupportedGraph(f"{path}: unknown input {extra!r}", hint="load the original export")
 
 
@@ -170,8 +168,8 @@ def _config(
             )
     if (config := given or embedded) is not None:
         return config
-    if _COMBINED in sources:
-        return _default_config(protos[_COMBINED])
+    if COMBINED in sources:
+        return _default_config(protos[COMBINED])
     raise ModelError(
         f"{path}: {reading.CONFIG} missing", hint="it is part of every export and decides the variant"
     )

@@ -154,7 +154,7 @@ class Model:
         """
         with self._lock:
             if recipe.name not in self._graphs:
-                if all(stem in self._patched for stem in recipe.stems):
+                if self.has_patched(recipe):
                     self._graphs[recipe.name] = {stem: self._patched[stem] for stem in recipe.stems}
                 else:
                     self._graphs[recipe.name] = self.patch(recipe).files

@@ -10,9 +10,10 @@ from dfstream.interface import FEATURES, LINKS, state_output
 from .graph import (
     BATCH,
     TIME,
-    constant,
+    append_slice,
     consumers,
     export_graph,
+    replace_input,
     sections,
     static_shapes,
     time_kernel,
@@ -21,9 +22,6 @@ from .graph import (
 )
 
 __all__ = ["cache_causal_context"]
-
-#: End of a Slice that means "to the last one".
-_TO_THE_END = 2**62
 
 
 def cache_causal_context(graph: gs.Graph) -> list[str]:
@@ -82,17 +80,9 @@ def _replace(graph: gs.Graph, pad: gs.Node, name: str, shape: tuple[int | str, .
     state, after = variable(name, shape), variable(state_output(name), shape)
     joined = variable(f"{name}/joined")
     for node in consumers(padded):
-        for index, tensor in enumerate(node.inputs):
-            if tensor is padded:
-                node.inputs[index] = joined
-    bounds = [
-        constant(f"{name}/{what}", [value])
-        for what, value in (("start", -int(shape[TIME])), ("end", _TO_THE_END), ("axis", TIME))
-    ]
-    graph.nodes += [
-        gs.Node("Concat", f"{name}/join", {"axis": TIME}, [state, source], [joined]),
-        gs.Node("Slice", f"{name}/next", {}, [joined, *bounds], [after]),
-    ]
+        replace_input(node, padded, joined)
+    graph.nodes.append(gs.Node("Concat", f"{name}/join", {"axis": TIME}, [state, source], [joined]))
+    append_slice(graph, joined, -int(shape[TIME]), None, TIME, after, f"{name}/next")
     pad.outputs.clear()
     graph.inputs.append(state)
     graph.outputs.append(after)

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from dfstream.errors import UnsupportedGraph
-from dfstream.interface import FEATURES, LINKS, RESULTS
+from dfstream.interface import FEATURES, LINKS, RESULTS, is_gru_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,6 +22,7 @@ __all__ = [
     "FRAMES",
     "TIME",
     "ancestors",
+    "append_slice",
     "batch_axis",
     "constant",
     "constant_value",
@@ -43,6 +44,9 @@ G_LOGGER.severity = G_LOGGER.ERROR
 
 #: Symbols of the two dynamic axes.
 BATCH, FRAMES = "B", "T"
+
+#: End of a Slice that means "to the last one".
+_TO_THE_END = 2**62
 
 #: Time axis of the convolution maps [B, channels, T, width].
 TIME = 2
@@ -139,6 +143,15 @@ def replace_input(node: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:
             node.inputs[index] = new
 
 
+def append_slice(
+    graph: gs.Graph, tensor: gs.Tensor, start: int, end: int | None, axis: int, output: gs.Variable, name: str
+) -> None:
+    """Add a Slice of one axis that computes ``output``; ``end`` None is to the last one."""
+    bounds = (("start", start), ("end", _TO_THE_END if end is None else end), ("axis", axis))
+    constants = [constant(f"{name}/{what}", [value]) for what, value in bounds]
+    graph.nodes.append(gs.Node("Slice", name, {}, [tensor, *constants], [output]))
+
+
 def find_output(graph: gs.Graph, name: str) -> gs.Variable:
     """Return a graph output by name."""
     for tensor in graph.outputs:
@@ -149,7 +162,7 @@ def find_output(graph: gs.Graph, name: str) -> gs.Variable:
 
 def batch_axis(name: str) -> int:
     """Return the axis of an input that counts streams: GRU states have their layers first."""
-    return 1 if name == "h0" or name.endswith("_h0") else 0
+    return 1 if is_gru_state(name) else 0
 
 
 # -- structure -------------------------------------------------------------------------------------

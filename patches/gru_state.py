@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from dfstream.errors import UnsupportedGraph
 from dfstream.interface import FEATURES, LINKS, state_output
 
-from .graph import BATCH, constant, constant_value, producer, sections, variable
+from .graph import BATCH, append_slice, constant_value, producer, sections, variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,11 +142,7 @@ def _expose(graph: gs.Graph, name: str, grus: list[Gru]) -> None:
 
 def _take_layer(graph: gs.Graph, state: gs.Variable, index: int) -> gs.Variable:
     layer = variable(f"{state.name}/layer{index}")
-    bounds = [
-        constant(f"{layer.name}/{what}", [value])
-        for what, value in (("start", index), ("end", index + 1), ("axis", 0))
-    ]
-    graph.nodes.append(gs.Node("Slice", layer.name, {}, [state, *bounds], [layer]))
+    append_slice(graph, state, index, index + 1, 0, layer, layer.name)
     return layer
 
 

@@ -9,12 +9,10 @@ import onnx_graphsurgeon as gs
 from dfstream.errors import UnsupportedGraph
 from dfstream.interface import FEATURES, RESULTS
 
-from .graph import TIME, ancestors, constant, consumers, time_kernel, time_pad, variable
+from .graph import TIME, ancestors, append_slice, consumers, replace_input, time_kernel, time_pad, variable
 from .gru_state import find_grus
 
 __all__ = ["check_window_exact", "keep_last_frame", "window_frames"]
-
-_TO_THE_END = 2**62
 
 
 def keep_last_frame(graph: gs.Graph) -> list[str]:
@@ -122,14 +120,8 @@ def _slice_edge(graph: gs.Graph, tensor: gs.Variable, reader: gs.Node, frames: i
     present = next((n.outputs[0] for n in consumers(tensor) if n.name == name), None)
     if present is None:
         present = variable(name)
-        bounds = [
-            constant(f"{name}/{what}", [value])
-            for what, value in (("start", -frames), ("end", _TO_THE_END), ("axis", TIME))
-        ]
-        graph.nodes.append(gs.Node("Slice", name, {}, [tensor, *bounds], [present]))
-    for index, read in enumerate(reader.inputs):
-        if read is tensor:
-            reader.inputs[index] = present
+        append_slice(graph, tensor, -frames, None, TIME, present, name)
+    replace_input(reader, tensor, present)
     return present
 
 

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from dfstream.errors import UnsupportedGraph
 from dfstream.interface import EXPORTS, FEATURES, LINKS, RESULTS, state_output
 
-from .graph import BATCH, FRAMES
+from .graph import BATCH, FRAMES, consumers, replace_input
 from .opset import OPSET, raise_opset
 
 if TYPE_CHECKING:
@@ -105,10 +105,8 @@ def _prefix(graph: gs.Graph, name: str) -> None:
 
 
 def _join(reader: gs.Tensor, source: gs.Tensor) -> None:
-    for node in list(reader.outputs):
-        for index, tensor in enumerate(node.inputs):
-            if tensor is reader:
-                node.inputs[index] = source
+    for node in consumers(reader):
+        replace_input(node, reader, source)
 
 
 def _declare(graph: gs.Graph) -> None:

@@ -46,8 +46,7 @@ class WindowMode(Mode):
             )
             for t in range(feat_erb.shape[2])
         ]
-        lsnr, m, coefs = zip(*frames, strict=True)
-        return NetOutput(np.concatenate(lsnr, 1), np.concatenate(m, 2), np.concatenate(coefs, 1))
+        return NetOutput.join(frames)
 
     def _push(self, name: str, frame: NDArray[np.float32], advance: bool = False) -> NDArray[np.float32]:
         """Append a frame to a window and return what is filled of it."""
