@@ -86,6 +86,7 @@ class Lowering:
         self.done: set[int] = set()
 
     def run(self) -> gs.Graph:
+        """Return the one-frame graph."""
         for name in FEATURES:
             tensor = self._input(name, self.shapes[name])
             self.held[name] = (tensor, MAP)
@@ -175,6 +176,7 @@ class Lowering:
         return node.op != "Shape" and any(t.name in self.held or t.name in self.pads for t in data)
 
     def keep(self, node: gs.Node, tensor: gs.Tensor, layout: str) -> None:
+        """Say what holds the result of a node, and in which layout."""
         self.held[node.outputs[0].name] = (tensor, layout)
 
     def _shape(self, tensor: gs.Tensor) -> tuple[int, ...]:
@@ -183,6 +185,7 @@ class Lowering:
         return self.shapes[tensor.name]
 
     def vector(self, tensor: gs.Tensor) -> gs.Tensor:
+        """Return the [1, N, 1, 1] form of a tensor."""
         held, layout = self.held[tensor.name]
         if layout == VECTOR:
             return held
@@ -327,7 +330,7 @@ class Lowering:
             int(node.attrs["hidden_size"]),
         )
         W, R = (constant_value(node.inputs[i])[0].astype(np.float64) for i in (1, 2))  # type: ignore[index]
-        b, c = self.gru_biases(node, size)
+        b, c = self._gru_biases(node, size)
         joint = np.concatenate([W, R], axis=1)
         z, r, n = slice(0, size), slice(size, 2 * size), slice(2 * size, 3 * size)
         both = self.emit_concat([x, h], f"{node.name}/xh")
@@ -348,7 +351,7 @@ class Lowering:
         for output in node.outputs:
             self.held[output.name] = (state, VECTOR)
 
-    def gru_biases(self, node: gs.Node, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _gru_biases(self, node: gs.Node, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
         value = (
             constant_value(node.inputs[3]) if len(node.inputs) > 3 and not node.inputs[3].is_empty() else None
         )
