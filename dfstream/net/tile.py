@@ -120,7 +120,8 @@ class _Tile:
 
     def _step(self, x_rows: list[Any], blocks: list[Any], k: Any, sums: list[Any]) -> list[Any]:
         b = self.builder
-        fma = b.module.declare_intrinsic("llvm.fma", [_vector()])
+        kind, name = ir.FunctionType(_vector(), [_vector()] * 3), f"llvm.fma.v{LANES}f32"
+        fma = b.module.globals.get(name) or ir.Function(b.module, kind, name)
         weights = self._weights(blocks[0])
         for r, x_row in enumerate(x_rows):
             x = self._splat(b.load(b.gep(x_row, [k])))
