@@ -97,7 +97,7 @@ class _Session:
     def __init__(self, program: Program) -> None:
         from dfstream.net.kernels import run
 
-        self._program, self._run = program, run
+        self._program, self._run, self._taps = program, run, program.results[2].channels
         self._mine = threading.local()
         self.states: Mapping[str, tuple[int | str, ...]] = {
             name: ("B", program.state_sizes[section]) for name, section in zip(_STATES, SECTIONS, strict=True)
@@ -107,17 +107,19 @@ class _Session:
         """Advance by T frames of B streams; results do not depend on how they are grouped into calls."""
         features = [feeds[name] for name in FEATURES]
         B, _, T, bands = features[0].shape
-        bins, taps = features[1].shape[3], self._program.results[2].channels
-        results = [np.empty((B, T, n), np.float32) for n in (1, bands, bins * taps)]
+        bins = features[1].shape[3]
+        lsnr, m = np.empty((B, T, 1), np.float32), np.empty((B, T, bands), np.float32)
+        coefs = np.empty((B, T, bins * self._taps), np.float32)
         before = [feeds[name] for name in _STATES]
         after = [np.empty_like(state) for state in before]
-        for i in range(0, B, _ROWS):
-            some = slice(i, i + _ROWS)
-            self._advance(
-                *([array[some] for array in arrays] for arrays in (features, results, before, after))
-            )
-        lsnr, m, coefs = results
-        outputs = {"lsnr": lsnr, "m": m[:, None], "coefs": coefs.reshape(B, T, bins, taps)}
+        arrays = features, [lsnr, m, coefs], before, after
+        if B <= _ROWS:
+            self._advance(*arrays)
+        else:
+            for i in range(0, B, _ROWS):
+                some = slice(i, i + _ROWS)
+                self._advance(*([array[some] for array in several] for several in arrays))
+        outputs = {"lsnr": lsnr, "m": m[:, None], "coefs": coefs.reshape(B, T, bins, self._taps)}
         outputs.update(zip(_STATES_AFTER, after, strict=True))
         return outputs
 
@@ -126,15 +128,16 @@ class _Session:
     ) -> None:
         """Let up to `_ROWS` streams pass through this thread's memory."""
         B, _, T, _ = features[0].shape
-        placed, program = self._placed(B, T), self._program
-        own = [placed.states[section][:B] for section in SECTIONS]
+        placed = self._placed(B, T)
+        own = placed.states if placed.streams == B else [state[:B] for state in placed.states]
         for mine, state in zip(own, before, strict=True):
             mine[...] = state
-        network = placed.operations, placed.phases, placed.ports, placed.memory
-        weights = program.weights, program.stored, program.storage
-        for i in range(0, T, placed.frames):
-            t = slice(i, i + placed.frames)
-            self._run(*network, *weights, *(f[:, :, t] for f in features), *(r[:, t] for r in results))
+        if placed.frames >= T:
+            self._run(*placed.arguments, *features, *results)
+        else:
+            for i in range(0, T, placed.frames):
+                t = slice(i, i + placed.frames)
+                self._run(*placed.arguments, *(f[:, :, t] for f in features), *(r[:, t] for r in results))
         for mine, state in zip(own, after, strict=True):
             state[...] = mine
 
@@ -142,11 +145,14 @@ class _Session:
         """Return this thread's memory for so many streams, made once for each rounded-up size."""
         streams = 1 << (streams - 1).bit_length()
         frames = 1 if frames == 1 else max(1, _ROWS // streams)
-        mine: dict[str, Placed] = self._mine.__dict__
-        size = f"{streams} x {frames}"
-        if size not in mine:
-            mine[size] = self._program.place(streams, frames)
-        return mine[size]
+        mine: dict[tuple[int, int], Placed]
+        try:
+            mine = self._mine.placed
+        except AttributeError:
+            mine = self._mine.placed = {}
+        if (streams, frames) not in mine:
+            mine[streams, frames] = self._program.place(streams, frames)
+        return mine[streams, frames]
 
 
 BACKEND = Numba

@@ -199,16 +199,17 @@ class Placed:
 
     Attributes
     ----------
-    operations, phases, ports : ndarray
-        What `dfstream.net.kernels.run` takes.
+    streams, frames : int
+        Most of a call.
     memory : ndarray[float32]
-    states : mapping of str to ndarray[float32], shape (streams, size)
-        Live views of the memory, by section.
+    arguments : tuple
+        What `dfstream.net.kernels.run` takes in front of features and results.
+    states : list of ndarray[float32], shape (streams, size)
+        Live views of the memory, in the order of `SECTIONS`.
     """
 
     def __init__(self, program: Program, streams: int, frames: int) -> None:
-        self.frames = frames
-        self._rows, self._streams = streams * frames, streams
+        self.streams, self.frames, self._rows = streams, frames, streams * frames
         self._at: dict[int, int] = {}
         self._frame: dict[int, int] = {}
         self._end = 0
@@ -226,16 +227,19 @@ class Placed:
         phases = np.zeros(len(lengths), PHASE)
         phases["first"], phases["last"] = ends - lengths, ends
         phases["frame_by_frame"] = [not phase[0].for_all for phase in program.phases]
-        self.operations, self.phases = operations.view(np.int64), phases.view(np.int64)
         views = (*program.inputs, *program.results)
-        self.ports = np.array([(self._start(view), self._frame[id(view.buffer)]) for view in views], np.intp)
+        ports = np.array([(self._start(view), self._frame[id(view.buffer)]) for view in views], np.intp)
         self.memory = aligned(self._end + _SLACK, np.float32)
         sizes = program.state_sizes
         starts = np.cumsum([0, *(_filled(streams * size) for size in sizes.values())])
-        self.states = {
-            section: self.memory[start : start + streams * size].reshape(streams, size)
-            for start, (section, size) in zip(starts, sizes.items(), strict=False)
-        }
+        self.states = [
+            self.memory[start : start + streams * size].reshape(streams, size)
+            for start, size in zip(starts, sizes.values(), strict=False)
+        ]
+        self.arguments = (
+            operations.view(np.int64), phases.view(np.int64), ports, self.memory, program.weights,
+            program.stored, program.storage,
+        )  # fmt: skip
 
     def _place_section(self, states: list[Buffer]) -> None:
         """Put the states of a section side by side, stream after stream."""
@@ -243,7 +247,7 @@ class Placed:
         for buffer in states:
             self._at[id(buffer)], self._frame[id(buffer)] = at, size
             at += buffer.size
-        self._end += _filled(self._streams * size)
+        self._end += _filled(self.streams * size)
 
     def _place(self, buffer: Buffer, *, shared: bool) -> None:
         """Give a buffer its place; ``shared`` ones are used up before the next frame comes."""
@@ -268,7 +272,7 @@ class Placed:
         per_frame, per_stream = op.scratch
         if per_frame:
             row["scratch"] = self._end
-            self._end += _filled(per_frame * self._rows + per_stream * self._streams)
+            self._end += _filled(per_frame * self._rows + per_stream * self.streams)
 
 
 def _filled(size: int) -> int:
