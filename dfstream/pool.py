@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dfstream.arguments import check_range, check_whole
+from dfstream.arguments import check_whole
 from dfstream.backends.base import Backend, find_backend
 from dfstream.batching import BatchEngine
 from dfstream.chunks import checked_chunk, cleaned_chunk
@@ -16,10 +16,11 @@ from dfstream.dsp.lanes import LaneSet
 from dfstream.engine import EngineOptions
 from dfstream.errors import AudioError, UsageError
 from dfstream.filtering import attenuation_gain
+from dfstream.members import Member, PoolSettings
 from dfstream.model import Model
 from dfstream.modes.base import find_mode
 from dfstream.snapshot import Snapshot
-from dfstream.stream import Stream, StreamStats
+from dfstream.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping
@@ -29,40 +30,11 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from dfstream.engine import Parity, PostFilterKind
+    from dfstream.stream import StreamStats
 
-__all__ = ["PoolSettings", "StreamPool"]
+__all__ = ["StreamPool"]
 
 _MAX_CAPACITY = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class PoolSettings:
-    """What may change while a stream of a pool runs; as the arguments of `dfstream.Stream`.
-
-    Attributes
-    ----------
-    atten_lim_db : float or None, dB
-    post_filter : float
-    """
-
-    atten_lim_db: float | None = None
-    post_filter: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_range("post_filter", self.post_filter, 0.0, 1.0)
-        if self.atten_lim_db is not None:
-            check_range("atten_lim_db", self.atten_lim_db, 0.0, float("inf"))
-
-
-@dataclasses.dataclass
-class _Member:
-    """One stream of a pool, but for what stands in the rows of its slot."""
-
-    slot: int
-    settings: PoolSettings
-    stats: StreamStats
-    waiting: NDArray[np.float32]
-    lsnr_db: float = float("nan")
 
 
 class StreamPool:
@@ -141,7 +113,7 @@ class StreamPool:
         self._engine = BatchEngine(mode_class(self._model, backend, int(capacity)), options)
         self._block = int(block_frames) * self._model.config.hop_size
         self._capacity = int(capacity)
-        self._members: dict[Hashable, _Member] = {}
+        self._members: dict[Hashable, Member] = {}
         self._free = list(range(self._capacity - 1, -1, -1))
         self._numbers = itertools.count()
         self._slots = LaneSet(self._capacity)
@@ -289,7 +261,7 @@ class StreamPool:
         # all chunks at once: nearly always there is nothing to replace
         _, replaced = cleaned_chunk(np.concatenate([samples for _, samples in named.values()]))
         waiting = [
-            (id, member, self._take(member, samples, clean=not replaced))
+            (id, member, member.take(samples, self._block, clean=not replaced))
             for id, (member, samples) in sorted(named.items(), key=lambda entry: entry[1][0].slot)
         ]
         outputs = {id: np.empty_like(samples) for id, _, samples in waiting}
@@ -298,24 +270,9 @@ class StreamPool:
             self._round(ready, slice(start, start + self._block), outputs)
         return {id: outputs[id] for id in named}
 
-    def _take(self, member: _Member, samples: NDArray[np.float32], clean: bool) -> NDArray[np.float32]:
-        """Count samples and return the whole blocks that they complete; keep the rest."""
-        if not clean:
-            samples, replaced = cleaned_chunk(samples)
-            member.stats.replaced += replaced
-        member.stats.samples_in += len(samples)
-        if len(member.waiting):
-            samples = np.concatenate([member.waiting, samples])
-            member.waiting = member.waiting[:0]
-        whole = len(samples) - len(samples) % self._block
-        if whole < len(samples):
-            member.waiting = samples[whole:].copy()
-        member.stats.samples_out += whole
-        return samples[:whole]
-
     def _round(
         self,
-        ready: list[tuple[Hashable, _Member, NDArray[np.float32]]],
+        ready: list[tuple[Hashable, Member, NDArray[np.float32]]],
         block: slice,
         outputs: dict[Hashable, NDArray[np.float32]],
     ) -> None:
@@ -371,45 +328,33 @@ class StreamPool:
             No such stream.
         """
         member = self._member(id)
-        limit = member.settings.atten_lim_db
-        counters = {
-            **dataclasses.asdict(member.stats), "flushed": False, "lsnr_db": member.lsnr_db,
-            "post_filter": float(member.settings.post_filter),
-            "atten_lim_db": None if limit is None else float(limit),
-        }  # fmt: skip
         arrays = {
             **self._engine.save(member.slot),
             "stream/waiting": member.waiting[:, None].copy(),
             "stream/ready": self._fresh.arrays["stream/ready"],
         }
-        return Snapshot(self._fresh.settings, counters, arrays)
+        return Snapshot(self._fresh.settings, member.counters(), arrays)
 
-    def _member(self, id: Hashable) -> _Member:
+    def _member(self, id: Hashable) -> Member:
         try:
             return self._members[id]
         except (KeyError, TypeError):
             raise UsageError(f"no stream {id!r} in the pool", hint="join() lets one begin") from None
 
-    def _begin(self, slot: int, settings: PoolSettings) -> _Member:
+    def _begin(self, slot: int, settings: PoolSettings) -> Member:
         self._engine.reset(slot)
-        member = _Member(slot, settings, StreamStats(), np.zeros(0, np.float32))
+        member = Member(slot, settings)
         self._apply(member)
         return member
 
-    def _continue(self, slot: int, snapshot: Snapshot) -> _Member:
+    def _continue(self, slot: int, snapshot: Snapshot) -> Member:
         snapshot.check_fits(self._fresh)
-        counters = dict(snapshot.counters)
-        if counters.pop("flushed"):
-            raise UsageError("the snapshot is of a stream that has been flushed")
-        lsnr_db = float(counters.pop("lsnr_db"))
-        settings = PoolSettings(counters.pop("atten_lim_db"), counters.pop("post_filter"))
-        waiting = np.array(snapshot.arrays["stream/waiting"][:, 0], np.float32)
-        member = _Member(slot, settings, StreamStats(**counters), waiting, lsnr_db)
+        member = Member.of_snapshot(slot, snapshot)
         self._engine.load(slot, snapshot.arrays)
         self._apply(member)
         return member
 
-    def _apply(self, member: _Member) -> None:
+    def _apply(self, member: Member) -> None:
         self._engine.beta[member.slot] = member.settings.post_filter
         self._engine.noisy_gain[member.slot] = attenuation_gain(member.settings.atten_lim_db)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import emulation
 from dfstream import Stream, StreamPool
 from dfstream.errors import AudioError, UsageError
-from dfstream.pool import PoolSettings
+from dfstream.members import PoolSettings
 from dfstream.snapshot import Snapshot
 
 #: Of the peak: the runtime sums in another order when it multiplies for several. Largest seen: 2e-6.
