@@ -43,7 +43,7 @@ class LaneSet:
         Whether these are all lanes in order.
     """
 
-    def __init__(self, total: int, index: Sequence[int] | None = None) -> None:
+    def __init__(self, total: int, index: Sequence[int] | NDArray[np.intp] | None = None) -> None:
         lanes = range(total) if index is None else [int(lane) for lane in index]
         if total < 1 or len(set(lanes)) < max(1, len(lanes)) or not 0 <= min(lanes) <= max(lanes) < total:
             raise UsageError(f"lanes {list(lanes)}, expected some of {total}, each once")
