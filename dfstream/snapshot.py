@@ -37,7 +37,8 @@ class Snapshot:
     counters : mapping
         Counters, and the settings that may change while streaming.
     arrays : mapping of str to ndarray
-        All state: for DeepFilterNet3 131 kB, 37 kB in the mode ``stateful-h0``.
+        All state: for DeepFilterNet3 49 kB with blocks of one frame, 131 kB with larger ones and in the mode
+        ``streaming``, 37 kB in the mode ``stateful-h0``.
     """
 
     settings: Mapping[str, Any]

@@ -180,7 +180,8 @@ class Stream:
         self._block = block_frames * config.hop_size
         self.post_filter = post_filter
         self.atten_lim_db = atten_lim_db
-        self._engine = Engine(mode_class(self._model, self._backend, channels), self._options)
+        network = mode_class(self._model, self._backend, channels, single_frame=block_frames == 1)
+        self._engine = Engine(network, self._options)
         self._to_engine = RateConverter(self._sample_rate, config.sample_rate, channels)
         self._from_engine = RateConverter(config.sample_rate, self._sample_rate, channels)
         self._lead_in = lead_in(self._sample_rate, config.sample_rate, config.delay_samples, config.hop_size)

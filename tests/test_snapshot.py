@@ -185,11 +185,17 @@ def test_round_trip(advanced, store):
 
 
 @pytest.mark.parametrize(
-    ("mode", "size"), [("incremental", 131_000), ("streaming", 131_000), ("stateful-h0", 37_000)]
+    ("mode", "frames", "size"),
+    [
+        ("incremental", 1, 49_000),
+        ("incremental", 2, 131_000),
+        ("streaming", 1, 131_000),
+        ("stateful-h0", 1, 37_000),
+    ],
 )
-def test_size(official, noisy, mode, size):
+def test_size(official, noisy, mode, frames, size):
     """What the documentation says of DeepFilterNet3."""
-    stream = Stream(official("dfn3"), mode=mode)
+    stream = Stream(official("dfn3"), mode=mode, block_frames=frames)
     stream.process(noisy[:5000])
     assert abs(len(stream.snapshot().to_bytes()) - size) < 1000
 
