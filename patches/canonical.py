@@ -348,7 +348,7 @@ class Lowering:
             int(node.attrs["hidden_size"]),
         )
         W, R = (constant_value(node.inputs[i])[0].astype(np.float64) for i in (1, 2))  # type: ignore[index]
-        b, c = self._gru_biases(node, size)
+        b, c = self.gru_biases(node, size)
         joint = np.concatenate([W, R], axis=1)
         z, r, n = slice(0, size), slice(size, 2 * size), slice(2 * size, 3 * size)
         both = self.emit_concat([x, h], f"{node.name}/xh")
@@ -369,7 +369,8 @@ class Lowering:
         for output in node.outputs:
             self.held[output.name] = (state, VECTOR)
 
-    def _gru_biases(self, node: gs.Node, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def gru_biases(self, node: gs.Node, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the biases of the input's and of the state's products, of all three gates each."""
         value = (
             constant_value(node.inputs[3]) if len(node.inputs) > 3 and not node.inputs[3].is_empty() else None
         )

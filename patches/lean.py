@@ -78,6 +78,7 @@ class LeanLowering(CompactLowering):
     def __init__(self, graph: gs.Graph) -> None:
         super().__init__(graph)
         self.forms: dict[str, Form] = {}
+        self.reshaped: dict[str, gs.Variable] = {}
 
     # -- shapes ------------------------------------------------------------------------------------
 
@@ -102,9 +103,11 @@ class LeanLowering(CompactLowering):
         held, _ = self.held[tensor.name]
         if self.forms[held.name] == form:
             return held
-        sizes = np.array([-1 if size == BATCH else size for size in form])
-        name = f"{tensor.name}/{'x'.join(map(str, form))}"
-        return self._formed(self.emit("Reshape", [held, sizes], name), form)
+        name = f"{held.name}/{'x'.join(map(str, form))}"
+        if name not in self.reshaped:
+            sizes = np.array([-1 if size == BATCH else size for size in form])
+            self.reshaped[name] = self._formed(self.emit("Reshape", [held, sizes], name), form)
+        return self.reshaped[name]
 
     def _formed(self, tensor: gs.Variable, form: Form) -> gs.Variable:
         self.forms[tensor.name] = form
