@@ -110,7 +110,8 @@ class StreamPool:
         options = EngineOptions(
             parity=parity, block_frames=int(block_frames), post_filter_kind=post_filter_kind
         )
-        self._engine = BatchEngine(mode_class(self._model, backend, int(capacity)), options)
+        network = mode_class(self._model, backend, int(capacity), single_frame=block_frames == 1)
+        self._engine = BatchEngine(network, options)
         self._block = int(block_frames) * self._model.config.hop_size
         self._capacity = int(capacity)
         self._members: dict[Hashable, Member] = {}

@@ -376,7 +376,9 @@ class Stream:
     # -- blocks ------------------------------------------------------------------------------------
 
     def _new_engine(self) -> Engine:
-        return Engine(self._mode_class(self._model, self._backend, self.channels), self._options)
+        single_frame = self._options.block_frames == 1
+        network = self._mode_class(self._model, self._backend, self.channels, single_frame=single_frame)
+        return Engine(network, self._options)
 
     def _run(
         self, block: NDArray[np.float32], skip_silence: bool | None = None

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from dfstream import Stream
-from dfstream.backends.base import Backend, backend_names, find_backend
+from dfstream.backends.base import Backend, Session, backend_names, find_backend
 from dfstream.errors import BackendError, BackendUnavailable, DfstreamError, UsageError
 from dfstream.interface import FEATURES, RESULTS, state_inputs, state_output
 from dfstream.modes.base import find_mode, mode_names
@@ -242,7 +242,8 @@ class StandIn(Backend):
         shapes = {port.name: tuple(port.shape) for port in runtime.get_inputs()}
         backend = self
 
-        class Session:
+        class Loaded(Session):
+            sections = {}  # noqa: RUF012
             states = {name: shapes[name] for name in state_inputs(shapes, outputs)}  # noqa: RUF012
 
             def run(self, feeds):
@@ -251,7 +252,7 @@ class StandIn(Backend):
                 backend.calls += 1
                 return dict(zip(outputs, runtime.run(outputs, dict(feeds)), strict=True))
 
-        return Session()
+        return Loaded()
 
 
 @pytest.mark.parametrize("mode", mode_names())
@@ -295,7 +296,7 @@ def added(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("added")
 def test_a_file_adds_a_backend(synthetic_model):
-    assert backend_names() == ["my-own", "ort-cpu"]
+    assert backend_names() == ["my-own", "numba", "ort-cpu"]
     assert find_backend("my-own", speed=2).speed == 2
     assert "my-own" in refusal(UsageError, find_backend, "other")[1]
     x = np.zeros(2 * synthetic_model("lean").config.hop_size, np.float32)

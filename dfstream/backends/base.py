@@ -9,14 +9,13 @@ backend adds a file and touches no other.
 from __future__ import annotations
 
 import abc
-import importlib
-import pkgutil
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from dfstream import registry
 from dfstream.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -35,6 +34,14 @@ class Session(Protocol):
     #: State inputs and their shapes; "B" stands for the batch. Their next values come out under
     #: `dfstream.interface.state_output`.
     states: Mapping[str, tuple[int | str, ...]]
+
+    @property
+    def sections(self) -> Mapping[str, str]:
+        """Which part of the network (``enc``, ``erb``, ``df``) each state belongs to.
+
+        Asked for where thresholds let a decoder wait; see `dfstream.patches.recipe.Metadata`.
+        """
+        ...
 
     def run(self, feeds: Arrays) -> Arrays:
         """Run the graph once.
@@ -56,6 +63,19 @@ class Session(Protocol):
         """
         ...
 
+    def runner(self, batch: int) -> Callable[[Arrays], Arrays]:  # noqa: ARG002
+        """Return a function like `run` for the calls of one mode, none of which overlap.
+
+        It may own buffers: it never writes into an array that it is given, and may write into any other
+        state that it returned. Results are the caller's to keep, as those of `run`.
+
+        Parameters
+        ----------
+        batch : int
+            Streams that advance together.
+        """
+        return self.run
+
 
 class Backend(abc.ABC):
     """Loads graphs. Equal options make equal backends, so that loaded graphs can be shared."""
@@ -67,10 +87,25 @@ class Backend(abc.ABC):
     def __hash__(self) -> int:
         return hash((self.name, repr(self)))
 
+    def choose(self, model: Model, recipe: Recipe, single_frame: bool) -> Recipe:  # noqa: ARG002
+        """Return the recipe whose graphs serve a mode's recipe best, by default itself.
+
+        Another must have as many graphs in the same order, which take the same features and give the same
+        results; states may differ.
+
+        Parameters
+        ----------
+        model : Model
+        recipe : Recipe
+        single_frame : bool
+            Whether every call will bring one frame.
+        """
+        return recipe
+
     def open(self, model: Model, recipe: Recipe) -> dict[str, Session]:
         """Load all graphs of a recipe.
 
-        A backend that wants another form of the graphs (say, the canonical one) overrides this and
+        A backend that runs graphs of its own making (say, of the canonical one) overrides this and
         returns sessions that take and give the tensors of the recipe's own.
         """
         return {stem: self.load(data, stem) for stem, data in model.graphs(recipe).items()}
@@ -88,10 +123,7 @@ class Backend(abc.ABC):
 
 def backend_names() -> list[str]:
     """Return the names of all backends, whether or not they can run here."""
-    import dfstream.backends as package
-
-    modules = (m.name for m in pkgutil.iter_modules(package.__path__))
-    return sorted(name.replace("_", "-") for name in modules if name != "base" and not name.startswith("_"))
+    return registry.names("backend")
 
 
 def find_backend(name: str, **options: Any) -> Backend:
@@ -111,9 +143,7 @@ def find_backend(name: str, **options: Any) -> Backend:
     BackendUnavailable
         Its runtime is missing or does not work on this platform.
     """
-    if name not in backend_names():
-        raise UsageError(f"unknown backend {name!r}", hint=f"backends are {', '.join(backend_names())}")
-    cls: type[Backend] = importlib.import_module(f"dfstream.backends.{name.replace('-', '_')}").BACKEND
+    cls: type[Backend] = registry.find("backend", name)
     try:
         return cls(**options)
     except TypeError as error:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     "--canonical", is_flag=True, help="Also write combined_canonical.onnx, one frame a call for accelerators."
 )
 @click.option(
+    "--lean", is_flag=True, help="Also write combined_lean.onnx, one frame a call for ONNX Runtime on a CPU."
+)
+@click.option(
     "--check/--no-check", default=True, show_default=True,
     help="Stream features through the graphs and compare with the export; write nothing if they differ.",
 )  # fmt: skip
@@ -39,6 +42,7 @@ def command(
     folder: Path | None,
     modes: tuple[str, ...],
     canonical: bool,
+    lean: bool,
     check: bool,
     force: bool,
     as_json: bool,
@@ -51,6 +55,7 @@ def command(
     incremental            combined_incremental.onnx
     stateless-window-last  combined.onnx
     --canonical            combined_canonical.onnx
+    --lean                 combined_lean.onnx
     """
     console = stderr_console()
     with console.status("loading") as status:
@@ -63,6 +68,7 @@ def command(
             folder,
             modes,
             canonical=canonical,
+            lean=lean,
             check=check,
             force=force,
             progress=status.update,
