@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfstream.arguments import check_whole
-from dfstream.backends.base import Backend, find_backend
+from dfstream.backends.base import AUTO, Backend, pick_backend
 from dfstream.batching import BatchEngine
 from dfstream.chunks import checked_chunk, cleaned_chunk
 from dfstream.dsp.lanes import LaneSet
@@ -46,7 +46,7 @@ class StreamPool:
 
     Parameters
     ----------
-    model, mode, backend, block_frames, parity, post_filter_kind, threads
+    model, mode, backend, precision, block_frames, parity, post_filter_kind, threads
         As for `Stream`; the same for all streams. The windowed modes cannot serve a pool.
     capacity : int
         Most streams at a time, 1 to 4096. Memory is taken for all of them.
@@ -81,7 +81,8 @@ class StreamPool:
         capacity: int = 64,
         *,
         mode: str = "incremental",
-        backend: str | Backend = "ort-cpu",
+        backend: str | Backend = AUTO,
+        precision: str = "float32",
         block_frames: int = 1,
         parity: Parity = "rust",
         post_filter_kind: PostFilterKind = "spectrum",
@@ -95,7 +96,14 @@ class StreamPool:
                 hint="use the mode incremental or streaming",
             )
         self._model = Model.load(model)
-        backend = backend if isinstance(backend, Backend) else find_backend(backend, threads=threads)
+        backend = pick_backend(
+            backend,
+            self._model,
+            mode_class.recipe(),
+            single_frame=block_frames == 1,
+            precision=precision,
+            threads=threads,
+        )
         # stands for any one stream: it checks the arguments, takes snapshots in, and lets streams end
         self._single = Stream(
             self._model,

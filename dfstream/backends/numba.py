@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from dfstream.backends.base import Backend, Session
+from dfstream.backends.base import Backend, Session, check_threads
 from dfstream.errors import UnsupportedGraph, UsageError
 from dfstream.interface import FEATURES, RESULTS, state_output
 from dfstream.net.packing import Precision
@@ -48,6 +48,7 @@ class Numba(Backend):
 
     name = "numba"
     summary = "the network as compiled kernels on the CPU"
+    preference = 2
 
     precision: Precision = "float32"
     threads: int = 1
@@ -55,6 +56,7 @@ class Numba(Backend):
     __hash__ = Backend.__hash__
 
     def __post_init__(self) -> None:
+        check_threads(self.threads)
         if self.precision not in get_args(Precision):
             choices = ", ".join(map(repr, get_args(Precision)))
             raise UsageError(f"precision = {self.precision!r}, expected one of {choices}")
