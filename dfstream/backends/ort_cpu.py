@@ -92,7 +92,11 @@ class OrtCpu(Backend):
         try:
             session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's errors share no base class
-            raise BackendError(f"{self.name}: cannot load {name} ({_first_line(error)})") from error
+            hint = "int8 needs a recent onnxruntime: pip install -U onnxruntime"
+            raise BackendError(
+                f"{self.name}: cannot load {name} ({_first_line(error)})",
+                hint=hint if self.precision == "int8" else None,
+            ) from error
         return _OrtSession(session, name)
 
 
