@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[np.float32]]
 
-__all__ = ["AUTO", "Backend", "Session", "backend_names", "check_threads", "find_backend", "pick_backend"]
+__all__ = [
+    "AUTO",
+    "Backend",
+    "Session",
+    "backend_names",
+    "check_threads",
+    "find_backend",
+    "parse_backend",
+    "pick_backend",
+]
 
 #: Stands for the quickest backend that serves.
 AUTO = "auto"
@@ -202,3 +211,41 @@ def pick_backend(
         else:
             return candidate
     raise reasons[-1]
+
+
+def parse_backend(text: str) -> Backend:
+    """Make a backend from one line, ``name`` or ``name:key=value,key=value``.
+
+    Values that look like whole numbers, other numbers or true and false become such.
+
+    Raises
+    ------
+    UsageError
+        As `find_backend`, or not of that form.
+
+    Examples
+    --------
+    >>> parse_backend("ort-cpu:threads=2").threads
+    2
+    """
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for part in rest.split(",") if rest else []:
+        key, equals, value = part.partition("=")
+        if not equals or not key.isidentifier() or key in options:
+            raise UsageError(
+                f"backend {text!r}: {part!r} is not an option", hint="write name:key=value,key=value"
+            )
+        options[key] = _value(value)
+    return find_backend(name, **options)
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

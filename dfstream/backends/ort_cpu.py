@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -92,7 +93,11 @@ class OrtCpu(Backend):
         try:
             session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's errors share no base class
-            raise BackendError(f"{self.name}: cannot load {name} ({_first_line(error)})") from error
+            hint = "int8 needs a recent onnxruntime: pip install -U onnxruntime"
+            raise BackendError(
+                f"{self.name}: cannot load {name} ({_first_line(error)})",
+                hint=hint if self.precision == "int8" else None,
+            ) from error
         return _OrtSession(session, name)
 
 
@@ -149,9 +154,9 @@ class _OrtSession(Session):
 
 @dataclasses.dataclass(frozen=True)
 class _Way:
-    """One direction of a `_Bound`: states it reads, next states it writes, by name, and the call."""
+    """One direction of a `_Bound`: the states it reads, the next ones it writes by name, and the call."""
 
-    given: dict[str, NDArray[np.float32]]
+    given: list[NDArray[np.float32]]
     after: dict[str, NDArray[np.float32]]
     call: Callable[[], None]
 
@@ -165,39 +170,41 @@ class _Bound:
 
     def __init__(self, session: _OrtSession, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._session = session
-        self._features = {name: np.zeros(shapes[name], np.float32) for name in FEATURES}
-        self._results = {name: np.zeros(shapes[name], np.float32) for name in RESULTS}
-        here, there = ({name: np.zeros(shapes[name], np.float32) for name in session.states} for _ in "12")
-        self._ours = {id(array) for array in (*here.values(), *there.values())}
+        self._features = [(name, np.zeros(shapes[name], np.float32)) for name in FEATURES]
+        self._results = [(name, np.zeros(shapes[name], np.float32)) for name in RESULTS]
+        self._states = [*session.states]
+        here, there = ([np.zeros(shapes[name], np.float32) for name in self._states] for _ in "12")
+        self._ours = {id(array) for array in (*here, *there)}
         self._way, self._back = self._bind(here, there), self._bind(there, here)
 
-    def _bind(self, given: dict[str, NDArray[np.float32]], to: dict[str, NDArray[np.float32]]) -> _Way:
-        after = {state_output(name): array for name, array in to.items()}
-        return _Way(given, after, self._session.bind({**self._features, **given}, {**self._results, **after}))
+    def _bind(self, given: list[NDArray[np.float32]], to: list[NDArray[np.float32]]) -> _Way:
+        inputs = {**dict(self._features), **dict(zip(self._states, given, strict=True))}
+        after = {state_output(name): array for name, array in zip(self._states, to, strict=True)}
+        return _Way(given, after, self._session.bind(inputs, {**dict(self._results), **after}))
 
     def run(self, feeds: Arrays) -> Arrays:
         """Run the graph once; see `dfstream.backends.base.Session.runner`."""
-        way = self._find(feeds)
+        if any(feeds[name].shape != array.shape for name, array in self._features):
+            return self._session.run(feeds)
+        way = self._find([feeds[name] for name in self._states])
         if way is None:
             return self._session.run(feeds)
-        for name, array in self._features.items():
+        for name, array in self._features:
             array[...] = feeds[name]
         way.call()
-        return {**{name: array.copy() for name, array in self._results.items()}, **way.after}
+        return {**way.after, **{name: array.copy() for name, array in self._results}}
 
-    def _find(self, feeds: Arrays) -> _Way | None:
+    def _find(self, states: list[NDArray[np.float32]]) -> _Way | None:
         """Return the way that reads these states, copying in those of somebody else; None for a mixture."""
-        if any(feeds[name].shape != array.shape for name, array in self._features.items()):
-            return None
         for way in (self._back, self._way):
-            if all(feeds[name] is array for name, array in way.given.items()):
+            if all(map(operator.is_, states, way.given)):
                 self._way, self._back = self._back, self._way
                 return way
-        given = self._way.given
-        if any(id(feeds[name]) in self._ours or feeds[name].shape != given[name].shape for name in given):
-            return None
-        for name, array in given.items():
-            array[...] = feeds[name]
+        for state, own in zip(states, self._way.given, strict=True):
+            if id(state) in self._ours or state.shape != own.shape:
+                return None
+        for state, own in zip(states, self._way.given, strict=True):
+            own[...] = state
         return self._way
 
 

@@ -88,9 +88,8 @@ class Mode(abc.ABC):
         self.sessions: dict[str, Session] = dict(
             model.open(backend, self.recipe(), single_frame=single_frame)
         )
-        self._runners = {stem: session.runner(batch) for stem, session in self.sessions.items()}
-        self._carried = {
-            stem: [(name, state_output(name)) for name in session.states]
+        self._runners = {
+            stem: (session.runner(batch), [(name, state_output(name)) for name in session.states])
             for stem, session in self.sessions.items()
         }
         self.state: dict[str, NDArray[np.float32]] = {}
@@ -154,10 +153,10 @@ class Mode(abc.ABC):
 
     def run(self, stem: str, feeds: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
         """Run one graph on the given tensors and its states, and keep the states it returns."""
-        state, carried = self.state, self._carried[stem]
-        outputs = _Outputs(self._runners[stem]({**feeds, **{name: state[name] for name, _ in carried}}))
-        for name, after in carried:
-            state[name] = outputs[after]
+        run, states = self._runners[stem]
+        outputs = _Outputs(run({**feeds, **{name: self.state[name] for name, _ in states}}))
+        for name, after in states:
+            self.state[name] = outputs[after]
         return outputs
 
     def reset(self) -> None:
