@@ -195,18 +195,22 @@ def _window_frames(
     n, T, fft_size = frames.shape
     overlap = memory.shape[1]
     hop = fft_size - overlap
+    # slices counted from zero: the compiler does not vectorise where an index might be negative
+    window_past, window_newest = window[:overlap], window[overlap:]
     for row in range(n):
         past = memory[lanes[row]]
+        later, end = past[hop:], past[overlap - hop :]
         for t in range(T):
-            frame, newest = frames[row, t], x[row, t * hop : (t + 1) * hop]
+            newest = x[row, t * hop : (t + 1) * hop]
+            frame_past, frame_newest = frames[row, t, :overlap], frames[row, t, overlap:]
             for i in range(overlap):
-                frame[i] = past[i] * window[i]
+                frame_past[i] = past[i] * window_past[i]
             for i in range(hop):
-                frame[overlap + i] = newest[i] * window[overlap + i]
+                frame_newest[i] = newest[i] * window_newest[i]
             for i in range(overlap - hop):
-                past[i] = past[i + hop]
+                past[i] = later[i]
             for i in range(hop):
-                past[overlap - hop + i] = newest[i]
+                end[i] = newest[i]
 
 
 @jit(reads(complex64, 3), writes(complex64, 3))
@@ -240,13 +244,16 @@ def _overlap_add(
     n, T, fft_size = frames.shape
     overlap = memory.shape[1]
     hop = fft_size - overlap
+    window_rest, window_end = window[hop:], window[overlap:]
     for row in range(n):
         past = memory[lanes[row]]
+        later, end = past[hop:], past[overlap - hop :]
         for t in range(T):
-            frame, done = frames[row, t], out[row, t * hop : (t + 1) * hop]
+            done = out[row, t * hop : (t + 1) * hop]
+            frame, frame_rest, frame_end = frames[row, t], frames[row, t, hop:], frames[row, t, overlap:]
             for i in range(hop):
                 done[i] = frame[i] * window[i] + past[i]
             for i in range(overlap - hop):
-                past[i] = past[i + hop] + frame[hop + i] * window[hop + i]
-            for i in range(overlap - hop, overlap):
-                past[i] = frame[hop + i] * window[hop + i]
+                past[i] = later[i] + frame_rest[i] * window_rest[i]
+            for i in range(hop):
+                end[i] = frame_end[i] * window_end[i]
