@@ -32,6 +32,7 @@ def environment(core: int | None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "pinned_to_core": core,
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "niceness": os.nice(0) if hasattr(os, "nice") else None,
         "garbage_collector": "on; one full collection before every stretch, outside the timed calls",
     }
 

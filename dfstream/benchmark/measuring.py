@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dfstream.errors import DfstreamError
     from dfstream.model import Model
 
-__all__ = ["Measured", "Plan", "header", "measure", "measure_file", "measure_streams", "round_teller"]
+__all__ = ["Measured", "Plan", "header", "measure", "measure_file", "measure_streams", "run_loops"]
 
 #: Longer calls are not those of live audio, and a stretch at its pace would hold few of them.
 _LONGEST_PACED_CALL_S = 0.1
@@ -99,14 +99,8 @@ def measure(
         report = header(model, plan, core)
         report["left_out"] = {name: str(error) for name, error in left_out.items()}
         callers = [stream_caller(model, c, plan.seconds) for c in configurations]
-        loops: dict[str, Rounds] = {
-            "tight": interleave(callers, plan.rounds, progress=round_teller("tight", plan, progress))
-        }
         live = [c for c in callers if c.interval_s <= _LONGEST_PACED_CALL_S]
-        if plan.paced and live:
-            loops["paced"] = interleave(
-                live, plan.rounds, paced=True, dropped=0, progress=round_teller("paced", plan, progress)
-            )
+        loops = run_loops(callers, live, plan, progress)
         blocks = {c.name: c.block for c in configurations}
         hop_us = 1e6 * model.config.hop_size / model.config.sample_rate
         figures = loop_figures(loops, blocks, configurations[0].name, hop_us)
@@ -142,8 +136,19 @@ def header(model: Model, plan: Plan, core: int | None) -> dict[str, Any]:
     }
 
 
-def round_teller(loop: str, plan: Plan, progress: Callable[[str], None]) -> Callable[[int], None]:
-    """Return what tells of the rounds of a loop."""
+def run_loops(
+    contenders: Sequence[Contender], live: Sequence[Contender], plan: Plan, progress: Callable[[str], None]
+) -> dict[str, Rounds]:
+    """Time all contenders back to back, then the live ones at the pace of audio, where that is planned."""
+    tell = _round_teller("tight", plan, progress)
+    loops: dict[str, Rounds] = {"tight": interleave(contenders, plan.rounds, progress=tell)}
+    if plan.paced and live:
+        tell = _round_teller("paced", plan, progress)
+        loops["paced"] = interleave(live, plan.rounds, paced=True, dropped=0, progress=tell)
+    return loops
+
+
+def _round_teller(loop: str, plan: Plan, progress: Callable[[str], None]) -> Callable[[int], None]:
 
     def tell(index: int) -> None:
         progress(f"{loop}, round {index} of {plan.rounds}" if index > 0 else f"{loop}, warming up")
@@ -165,7 +170,7 @@ def measure_streams(
     for backend in backends:
         pools = {n: pool_caller(model, backend, n, plan.seconds) for n in _POOL_SIZES}
         rounds = interleave(
-            [*pools.values()], plan.rounds, progress=round_teller(f"streams, {backend}", plan, progress)
+            [*pools.values()], plan.rounds, progress=_round_teller(f"streams, {backend}", plan, progress)
         )
         calls = {n: latency([s.seconds for s in rounds[pool.name]]) for n, pool in pools.items()}
 
@@ -194,7 +199,7 @@ def measure_file(
     """Return what a hop costs when a whole recording is enhanced in one call."""
     hops = _FILE_S * model.config.sample_rate / model.config.hop_size
     callers: list[Contender] = [file_caller(model, backend, _FILE_S) for backend in backends]
-    rounds = interleave(callers, plan.rounds, progress=round_teller("file", plan, progress))
+    rounds = interleave(callers, plan.rounds, progress=_round_teller("file", plan, progress))
     rows = []
     for name, stretches in rounds.items():
         figures = latency([stretch.seconds / hops for stretch in stretches])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 __all__ = ["aligned", "lines"]
 
@@ -33,12 +33,12 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     return found + [f"warning: {text}" for text in report["warnings"]]
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of equal length as lines: the first column to the left, the others to the right."""
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Return rows of equal length as lines, the given columns to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
+            cell.ljust(width) if i in left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
@@ -50,7 +50,8 @@ def _machine(report: Mapping[str, Any]) -> Iterator[str]:
     core = "not pinned" if e["pinned_to_core"] is None else f"pinned to core {e['pinned_to_core']}"
     load = "unknown" if e["load_average"] is None else " ".join(map(str, e["load_average"]))
     yield f"{model['name']} ({model['variant']}), sha256 {model['sha256'][:16]}"
-    yield f"{e['cpu']}, {e['cores']} cores, {core}, load {load}, {e['system']}, {e['date']}"
+    nice = f", niceness {e['niceness']}" if e["niceness"] else ""
+    yield f"{e['cpu']}, {e['cores']} cores, {core}{nice}, load {load}, {e['system']}, {e['date']}"
     yield ", ".join(f"{name} {version}" for name, version in e["versions"].items())
     yield f"{plan['rounds']} rounds of {plan['seconds']:g} s each; garbage collector {e['garbage_collector']}"
 

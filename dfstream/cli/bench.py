@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfstream.cli._options import MODE
+from dfstream.cli._options import MODE, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dfstream.benchmark.measuring import Plan
+
+
+__all__ = ["check_outputs", "command", "plan_of", "teller", "write_outputs"]
+
+#: What ``--json`` without a file stands for.
+_STDOUT = "-"
 
 
 @click.command(short_help="Measure how long a hop takes on this machine.")
@@ -43,7 +49,7 @@ if TYPE_CHECKING:
 @click.option("--no-start", is_flag=True, help="Leave out start-up times and peak memory.")
 @click.option("--core", type=click.IntRange(0), default=None, help="Pin to this core.  [default: the last]")
 @click.option(
-    "--json", "as_json", is_flag=False, flag_value="-", default=None, metavar="[FILE]",
+    "--json", "as_json", is_flag=False, flag_value=_STDOUT, default=None, metavar="[FILE]",
     help="Print the result as JSON, or write it to FILE beside the table.",
 )  # fmt: skip
 @click.option(
@@ -75,17 +81,10 @@ def command(
     dfstream bench --model dfn3 --json report.json --plot report.png
     dfstream bench --backend ort-cpu:threads=2 --mode incremental --block 1
     """
-    from dfstream.audiofile import check_target
     from dfstream.errors import UsageError
 
-    file = None if as_json in (None, "-") else Path(str(as_json))
-    if file is not None:
-        check_target(str(file), force, audio=False)
-    if picture is not None:
-        from dfstream.plotting import check_before
-
-        check_before(picture, force)
-    tell = _teller(quiet)
+    check_outputs(as_json, picture, force)
+    tell = teller(quiet)
     tell("loading")
     from dfstream.benchmark.configurations import usable
     from dfstream.benchmark.measuring import measure
@@ -96,25 +95,45 @@ def command(
     found, left_out = usable(loaded, backends, modes, blocks)
     if not found:
         raise next(iter(left_out.values()), UsageError("nothing to measure"))
-    measured = measure(model, loaded, found, left_out, _plan(quick, options), tell)
+    measured = measure(model, loaded, found, left_out, plan_of(quick, options), tell)
     tell("")
     report = measured["report"]
-    if as_json == "-":
-        click.echo(json.dumps(report, indent=2))
+    write_outputs(report, lines(report), measured["hops_us"], as_json, picture)
+
+
+def check_outputs(as_json: str | None, picture: Path | None, force: bool) -> None:
+    """Refuse what could never be written before any work is done; raises `UsageError`."""
+    if as_json not in (None, _STDOUT):
+        from dfstream.audiofile import check_target
+
+        check_target(str(as_json), force, audio=False)
+    if picture is not None:
+        from dfstream.plotting import check_before
+
+        check_before(picture, force)
+
+
+def write_outputs(
+    report: dict[str, Any], text: list[str], hops_us: Any, as_json: str | None, picture: Path | None
+) -> None:
+    """Print a report as text or JSON, and write the files that were asked for."""
+    if as_json == _STDOUT:
+        print_json(report)
     else:
-        click.echo("\n".join(lines(report)))
-    if file is not None:
+        click.echo("\n".join(text))
+    if as_json not in (None, _STDOUT):
         from dfstream import atomic
 
-        with atomic.replacing(file) as path:
+        with atomic.replacing(Path(str(as_json))) as path:
             path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if picture is not None:
         from dfstream.benchmark.picture import save
 
-        save(picture, measured["hops_us"], report)
+        save(picture, hops_us, report)
 
 
-def _plan(quick: bool, options: dict[str, Any]) -> Plan:
+def plan_of(quick: bool, options: dict[str, Any]) -> Plan:
+    """Return what the options ask for."""
     from dfstream.benchmark.measuring import Plan
 
     length = {"rounds": 3, "seconds": 0.5, "repeats": 2} if quick else {}
@@ -126,7 +145,7 @@ def _plan(quick: bool, options: dict[str, Any]) -> Plan:
     )
 
 
-def _teller(quiet: bool) -> Callable[[str], None]:
+def teller(quiet: bool) -> Callable[[str], None]:
     """Return what shows progress on a terminal: one line, written between measurements.
 
     A live display redraws from a thread of its own, in the middle of what is timed.
