@@ -228,6 +228,7 @@ class Worker:
         except queue.Empty:
             raise BackendError(f"{self.name}: no answer within {_TIMEOUT_S:g} s") from None
         if not line:
+            self._replies.put("")  # for whoever asks again
             self._process.wait()
             self._errors.seek(0)
             raise BackendUnavailable(f"{self.name}: {last_line(self._errors.read())}")

@@ -15,6 +15,8 @@ __all__ = ["TARGETS", "Figure", "Target", "standing"]
 #: What needs the Rust engine cannot be judged without it.
 _NO_RUST = "the Rust engine did not run"
 
+_NOT_MEASURED = {"streams": "no pool of streams was measured", "file": "no file was measured"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -86,11 +88,11 @@ def _against_rust(loop: str, kind: str, backend: str, **options: str) -> Callabl
 
 
 def _missing(report: Report, kind: str, backend: str, options: Mapping[str, Any]) -> str:
-    wanted = backend + "".join(f":{key}={value}" for key, value in options.items())
     if kind != "stream":
-        wanted = kind
-    reasons = [reason for name, reason in report["left_out"].items() if name.startswith(wanted)]
-    return reasons[0] if reasons else f"{wanted} does not exist here"
+        return _NOT_MEASURED[kind]
+    wanted = backend + "".join(f":{key}={value}" for key, value in options.items())
+    reasons = [reason for name, reason in report["left_out"].items() if name.split()[0] == wanted]
+    return reasons[0] if reasons else f"{wanted} was not measured"
 
 
 def _paced_tail(report: Report) -> Figure | str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Spec = Mapping[str, Any]
 
-__all__ = ["ENGINES", "serve"]
+__all__ = ["ENGINES", "Timed", "main", "serve"]
 
 RATE = 48_000
 
@@ -169,8 +169,13 @@ def serve(spec: Spec, requests: TextIO, replies: TextIO) -> None:
     return None
 
 
-if __name__ == "__main__":
+def main(argument: str) -> None:
+    """Serve the parent on standard input and output."""
     # what an engine prints must not come between the replies
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    serve(json.loads(sys.argv[1]), sys.stdin, channel)
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
+        os.dup2(2, 1)
+        serve(json.loads(argument), sys.stdin, channel)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -131,6 +131,9 @@ def usable(
         An unknown backend, mode or option, or hops a call that no stream takes.
     """
     specs = [BackendSpec.parse(text) for text in backends or sorted(backend_names(), key=_reference_first)]
+    chosen = modes or [name for name in mode_names() if find_mode(name).exact]
+    for mode in chosen:
+        find_mode(mode)
     if any(block < 1 for block in blocks):
         raise UsageError(f"blocks of {min(blocks)} hops: expected 1 or more")
     found: list[Configuration] = []
@@ -143,7 +146,7 @@ def usable(
         except DfstreamError as error:
             left_out[str(spec)] = error
             continue
-        for mode in modes or [name for name in mode_names() if find_mode(name).exact]:
+        for mode in chosen:
             try:
                 find_mode(mode)(model, backend)
             except DfstreamError as error:

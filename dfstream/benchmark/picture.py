@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfstream import atomic
+from dfstream.benchmark.statistics import latency
 from dfstream.errors import UsageError
 from dfstream.picture import DPI
 
@@ -103,7 +104,8 @@ def draw(hops_us: Mapping[str, Times], report: Mapping[str, Any]) -> Figure:
 
 
 def _label(name: str, times: NDArray[np.float64]) -> str:
-    return f"{name}: {np.median(times):.0f}, {np.percentile(times, 99, method='inverted_cdf'):.0f}"
+    figures = latency([1e-6 * times])
+    return f"{name}: {figures.median_us:.0f}, {figures.p99_us:.0f}"
 
 
 def _draw_histogram(
