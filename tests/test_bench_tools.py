@@ -57,8 +57,8 @@ def test_a_worker_times_a_stretch_for_each_request(monkeypatch: pytest.MonkeyPat
         assert len(reply["seconds"]) == 3
         assert min(reply["seconds"]) > 0
         assert reply["collections"] >= 0
+        assert reply["cpu_seconds"] >= 0
         assert reply["peak_bytes"] is None or reply["peak_bytes"] > 1 << 20
-    # ten hops of audio at the pace of audio, or at none: only the first waits
     assert tight["late"] == 0
 
 
@@ -125,7 +125,8 @@ ANSWERS = """
 print(json.dumps({"versions": {"peer": "1.0"}}), flush=True)
 for i, line in enumerate(sys.stdin):
     seconds = [spec["number"] + json.loads(line)["paced"], i]
-    print(json.dumps({"seconds": seconds, "collections": 1, "late": 2, "peak_bytes": 99}), flush=True)
+    counted = {"collections": 1, "late": 2, "cpu_seconds": 0.5, "peak_bytes": 99}
+    print(json.dumps({"seconds": seconds, **counted}), flush=True)
 """
 
 
@@ -137,7 +138,7 @@ def test_a_peer_answers_round_by_round(fake_peer: Callable[[str], Worker]) -> No
         for i, paced in enumerate([False, True]):
             found = worker.stretch(paced)
             assert found.seconds.tolist() == [7 + paced, i]
-            assert (found.collections, found.late) == (1, 2)
+            assert (found.collections, found.late, found.cpu_seconds) == (1, 2, 0.5)
         assert worker.peak_bytes == 99
     finally:
         worker.close()
@@ -327,7 +328,10 @@ def full_report() -> dict[str, Any]:
         "rows": [
             {"name": "Rust", "kind": "peer", "loops": {"tight": loop(1.0), "paced": loop(1.0)}},
             row("stream", "ort-cpu", {}, tight=loop(0.47), paced=loop(0.6, 200.0, 500.0)),
-            row("stream", "numba", {}, tight=loop(0.32), paced=loop(0.31, 100.0, 200.0)),
+            row(
+                "stream", "numba", {"precision": "float32"},
+                tight=loop(0.32), paced=loop(0.31, 100.0, 200.0),
+            ),
             row("stream", "numba", {"precision": "int16"}, tight=loop(0.22), paced=loop(0.1, 50.0, 300.0)),
             row("stream", "numba", {"precision": "int8"}, tight=loop(0.16), paced=loop(0.1, 40.0, 300.0)),
             row("streams", "ort-cpu", {}, tight=loop(0.2)),

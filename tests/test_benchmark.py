@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,8 @@ times_s = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=300)
 
 
 def stretch(seconds: Sequence[float], late: int = 0) -> Stretch:
-    return Stretch(np.array(seconds), 0, late)
+    """A stretch of which others took a quarter of the core."""
+    return Stretch(np.array(seconds), 0, late, 0.75 * sum(seconds))
 
 
 # -- statistics ------------------------------------------------------------------------------------
@@ -116,6 +118,10 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now_ns * 1e-9
 
+    def process_time(self) -> float:
+        """Of this process, which works half of the time that passes."""
+        return self.now_ns * 0.5e-9
+
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.work(seconds)
@@ -134,6 +140,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_every_call_is_timed_by_itself(clock: Clock) -> None:
     found = time_stretch(clock.work, [0.5, 0.25, 0.001, 0.002, 0.003], warm_up=2)
     assert found.seconds == pytest.approx([0.001, 0.002, 0.003])
+    assert found.cpu_seconds == pytest.approx(0.003)
     assert not clock.slept
 
 
@@ -316,6 +323,7 @@ def test_figures_are_per_hop_and_ratios_by_round() -> None:
     assert block["streams_per_core"] == pytest.approx(50.0)
     assert block["streams_per_core_p99"] == pytest.approx(10_000 / 300)
     assert block["late_calls"] == 2
+    assert block["processor_share"] == pytest.approx(0.75)
     assert found["base"]["tight"]["ratio"]["median"] == 1.0
     assert [*found["block"]] == ["tight"]
     assert hop_times(LOOPS, BLOCKS)["tight"]["block"] == pytest.approx([100.0, 300.0])
@@ -383,10 +391,11 @@ def test_tables_are_aligned() -> None:
     assert aligned([("1", "a"), ("234", "bc")], left=(1,)) == ["  1  a", "234  bc"]
 
 
-def rows_of(rounds_us: Sequence[float], low: float, high: float, late: int = 0) -> list[dict[str, Any]]:
-    figures = {
-        "rounds_us": rounds_us, "late_calls": late, "ratio": {"median": 1.0, "low": low, "high": high}
-    }  # fmt: skip
+def rows_of(
+    rounds_us: Sequence[float], low: float, high: float, late: int = 0, share: float = 0.99
+) -> list[dict[str, Any]]:
+    ratio = {"median": 1.0, "low": low, "high": high}
+    figures = {"rounds_us": rounds_us, "late_calls": late, "processor_share": share, "ratio": ratio}
     return [{"name": "quiet", "loops": {}}, {"name": "one", "loops": {"tight": figures}}]
 
 
@@ -397,6 +406,8 @@ def test_a_noisy_machine_is_named() -> None:
     assert warning.endswith("at worst by 33%: one, tight")
     (warning,) = noise_warnings(rows_of([100.0, 101.0], 0.9, 1.3))
     assert "1 of 1 ratios" in warning
+    (warning,) = noise_warnings(rows_of([1.0], 1, 1, share=0.6))
+    assert warning.startswith("others took up to 40% of the core's time (one, tight)")
     assert noise_warnings(rows_of([1.0], 1, 1, late=3)) == ["one, tight: 3 calls could not begin in time"]
 
 
@@ -428,6 +439,18 @@ def test_a_child_that_fails_tells_why(tmp_path: Path) -> None:
         first_hop(str(tmp_path / "none"), Configuration(ORT, "incremental"))
     assert "\n" not in str(caught.value)
     assert last_line("") == "it ended without a word"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs an interpreter that is a script")
+def test_a_child_that_dies_after_its_hop_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "python"
+    fake.write_text(f"#!{sys.executable}\nprint('hop\\n7')\nraise SystemExit('out of memory')\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr("dfstream.benchmark.children.sys", SimpleNamespace(executable=str(fake)))
+    with pytest.raises(DfstreamError, match="ort-cpu incremental: out of memory"):
+        first_hop("bundled", Configuration(ORT, "incremental"))
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ import bench_targets
 import rust_engine
 from bench_peers import PEERS, Worker
 from dfstream.benchmark.children import measure_start
-from dfstream.benchmark.configurations import Configuration, usable
+from dfstream.benchmark.configurations import Configuration, first_of_each_backend, usable
 from dfstream.benchmark.contenders import has_pools, repeated_speech
 from dfstream.benchmark.figures import hop_times, loop_figures, noise_warnings
 from dfstream.benchmark.measuring import Plan, header, measure_streams, run_loops
@@ -102,7 +102,7 @@ def own_contestants(source: str, configurations: list[Configuration], plan: Plan
     for c in configurations:
         row = {"name": c.name, "kind": "stream", **c.plain()}
         yield Contestant(row, {**shared, "engine": "dfstream-stream", **c.plain(), "backend": str(c.backend)})
-    for backend in dict.fromkeys(c.backend for c in configurations):
+    for backend in (c.backend for c in first_of_each_backend(configurations)):
         row = {"backend": backend.name, "options": dict(backend.options)}
         spec = {**shared, "backend": str(backend)}
         if plan.streams and has_pools():
@@ -193,12 +193,12 @@ def measure_the_rest(
     report: dict[str, Any], source: str, configurations: list[Configuration], plan: Plan, tell: Tell
 ) -> None:
     """Add to a report what needs no other engine to compare with: most streams of a core, and start-up."""
-    first = {c.backend: c for c in reversed(configurations)}
+    first = first_of_each_backend(configurations)
     with pinned(plan.core):
         if plan.streams:
-            report["streams"] = measure_streams(Model.load(source), [*first], plan, tell)
+            report["streams"] = measure_streams(Model.load(source), [c.backend for c in first], plan, tell)
         if plan.start:
-            report["start"] = measure_start(source, [*first.values()], plan.repeats, tell)
+            report["start"] = measure_start(source, first, plan.repeats, tell)
 
 
 def target_lines(rows: list[dict[str, Any]]) -> list[str]:

@@ -205,7 +205,8 @@ class Worker:
             print(json.dumps({"paced": paced}), file=self._process.stdin, flush=True)
         reply = self._reply()
         self.peak_bytes = reply["peak_bytes"]
-        return Stretch(np.array(reply["seconds"]), reply["collections"], reply["late"])
+        counted = reply["collections"], reply["late"], reply["cpu_seconds"]
+        return Stretch(np.array(reply["seconds"]), *counted)
 
     def close(self) -> None:
         """End it."""

@@ -15,6 +15,9 @@ __all__ = ["TARGETS", "Figure", "Target", "standing"]
 #: What needs the Rust engine cannot be judged without it.
 _NO_RUST = "the Rust engine did not run"
 
+#: What a backend that has the option does without it.
+_FLOAT32 = {"precision": "float32"}
+
 _NOT_MEASURED = {"streams": "no pool of streams was measured", "file": "no file was measured"}
 
 
@@ -64,12 +67,17 @@ def standing(report: Report) -> list[dict[str, Any]]:
 # -- where the figures are found -------------------------------------------------------------------
 
 
-def _rows(report: Report, kind: str, backend: str, options: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Give the rows of a kind, of one backend; ``exact`` is any that computes in float32."""
+def _rows(report: Report, kind: str, backend: str, options: dict[str, str]) -> Iterator[Mapping[str, Any]]:
+    """Give the rows of a kind, of one backend and its options; ``exact`` is any that computes in float32."""
+    wanted = _FLOAT32 | options
     for row in report["rows"]:
         if row["kind"] == kind and row.get("mode", "incremental") == "incremental":
-            name, chosen = row["backend"], row["options"]
-            if (name == backend and chosen == options) or (backend == "exact" and "precision" not in chosen):
+            chosen = _FLOAT32 | row["options"]
+            if backend == "exact":
+                fits = chosen["precision"] == "float32"
+            else:
+                fits = (row["backend"], chosen) == (backend, wanted)
+            if fits:
                 yield row
 
 
@@ -87,7 +95,7 @@ def _against_rust(loop: str, kind: str, backend: str, **options: str) -> Callabl
     return find
 
 
-def _missing(report: Report, kind: str, backend: str, options: Mapping[str, Any]) -> str:
+def _missing(report: Report, kind: str, backend: str, options: dict[str, str]) -> str:
     if kind != "stream":
         return _NOT_MEASURED[kind]
     wanted = backend + "".join(f":{key}={value}" for key, value in options.items())

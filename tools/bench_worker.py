@@ -4,8 +4,8 @@ Usage: python tools/bench_worker.py JSON
 
 The argument is an object with ``engine``, one of `ENGINES`, and what that engine needs. One line comes
 out when it is ready, an object with the ``versions`` of the packages, or with an ``error``. Then each line
-in, an object with ``paced``, gives one line out: ``seconds`` of each call, ``collections`` and ``late`` (see
-`dfstream.benchmark.timing.Stretch`), and ``peak_bytes``. The end of the input ends the process.
+in, an object with ``paced``, gives one line out: the fields of `dfstream.benchmark.timing.Stretch`, and
+``peak_bytes``. The end of the input ends the process.
 
 Engines of other projects run where dfstream is not installed but only to be found: of dfstream this module
 imports, at the top, nothing that needs more than numpy.
@@ -164,6 +164,7 @@ def serve(spec: Spec, requests: TextIO, replies: TextIO) -> None:
             seconds=stretch.seconds.tolist(),
             collections=stretch.collections,
             late=stretch.late,
+            cpu_seconds=stretch.cpu_seconds,
             peak_bytes=peak_bytes(),
         )
     return None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dfstream.backends.base import Backend
     from dfstream.model import Model
 
-__all__ = ["BackendSpec", "Configuration", "usable"]
+__all__ = ["BackendSpec", "Configuration", "first_of_each_backend", "usable"]
 
 #: Every other backend is compared with it, so its configurations come first.
 _REFERENCE = "ort-cpu"
@@ -154,6 +154,14 @@ def usable(
                 continue
             found += [Configuration(spec, mode, block) for block in dict.fromkeys(blocks)]
     return found, left_out
+
+
+def first_of_each_backend(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """Return one configuration of each backend and its options."""
+    first: dict[BackendSpec, Configuration] = {}
+    for configuration in configurations:
+        first.setdefault(configuration.backend, configuration)
+    return [*first.values()]
 
 
 def _reference_first(name: str) -> tuple[bool, str]:

@@ -66,6 +66,7 @@ def loop_figures(
                 "streams_per_core": hop_us / own.median_us,
                 "streams_per_core_p99": hop_us / own.p99_us,
                 "gc_collections": sum(stretch.collections for stretch in rounds[name]),
+                "processor_share": _processor_share(rounds[name]),
                 "late_calls": sum(stretch.late for stretch in rounds[name]),
             }
             if base in figures:
@@ -81,11 +82,28 @@ def noise_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ratios = {
         name: Quartiles(**figures["ratio"]).spread for name, figures in found.items() if "ratio" in figures
     }
+    lost = {name: 1 - figures["processor_share"] for name, figures in found.items()}
     late = {name: figures["late_calls"] for name, figures in found.items() if figures["late_calls"]}
     return [
         *_moved("times", times),
         *_moved("ratios", ratios),
+        *_shared_core(lost),
         *(f"{name}: {calls} calls could not begin in time" for name, calls in late.items()),
+    ]
+
+
+def _processor_share(stretches: Sequence[Stretch]) -> float:
+    """Return how much of the time of the calls this process really ran."""
+    return sum(s.cpu_seconds for s in stretches) / sum(float(s.seconds.sum()) for s in stretches)
+
+
+def _shared_core(lost: Mapping[str, float]) -> list[str]:
+    worst = max(lost, key=lambda name: lost[name], default="")
+    if lost.get(worst, 0.0) < _NOISY:
+        return []
+    return [
+        f"others took up to {lost[worst]:.0%} of the core's time ({worst}): "
+        "long calls suffer more than medians of short ones"
     ]
 
 

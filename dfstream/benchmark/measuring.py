@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from dfstream.benchmark.children import measure_memory, measure_start
+from dfstream.benchmark.configurations import first_of_each_backend
 from dfstream.benchmark.contenders import file_caller, has_pools, pool_caller, stream_caller
 from dfstream.benchmark.figures import hop_times, loop_figures, noise_warnings
 from dfstream.benchmark.machine import environment
@@ -94,7 +95,8 @@ def measure(
     DfstreamError
         A configuration failed on the way, or the core is not to be had.
     """
-    backends = list(dict.fromkeys(c.backend for c in configurations))
+    first = first_of_each_backend(configurations)
+    backends = [c.backend for c in first]
     with pinned(plan.core) as core:
         report = header(model, plan, core)
         report["left_out"] = {name: str(error) for name, error in left_out.items()}
@@ -116,8 +118,7 @@ def measure(
             peaks = measure_memory(source, list(configurations))
             for row in report["rows"]:
                 row["peak_bytes"] = peaks[row["name"]]
-            first = {c.backend: c for c in reversed(configurations)}
-            report["start"] = measure_start(source, [first[b] for b in backends], plan.repeats, progress)
+            report["start"] = measure_start(source, first, plan.repeats, progress)
     return {"report": report, "hops_us": hop_times(loops, blocks)}
 
 
