@@ -23,7 +23,7 @@ import modes_table
 from bench_peers import Peer, Worker, prepare_venv
 from dfstream.benchmark.configurations import BackendSpec, Configuration
 from dfstream.benchmark.measuring import Plan
-from dfstream.errors import BackendError, BackendUnavailable
+from dfstream.errors import BackendError, BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -270,6 +270,11 @@ def test_a_run_with_a_fake_peer(bundled: Model, tmp_path: Path) -> None:
     assert times["paced"]["ort-cpu incremental"].shape == (10,)
     assert json.dumps(report, allow_nan=False)
     assert [r["met"] for r in bench_targets.standing(report)].count(None) == len(bench_targets.TARGETS) - 1
+
+
+def test_models_of_other_hops_are_refused(synthetic_model: Callable[[str], Model], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"hops of \d+ samples at 16000 Hz"):
+        next(bench.peer_contestants(tmp_path, synthetic_model("wideband16k"), None, ["dpdfnet"], Plan()))
 
 
 @pytest.mark.slow

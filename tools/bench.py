@@ -51,6 +51,9 @@ _WARM_UP_HOPS = 10
 _STREAMS = 64
 _FILE_S = 60
 
+#: Sample rate in Hz and samples of a hop, of every other engine.
+_HOP = 48_000, 480
+
 #: Kinds of rows that are measured at the pace of audio, too.
 _LIVE = ("peer", "stream")
 
@@ -118,7 +121,19 @@ def own_contestants(source: str, configurations: list[Configuration], plan: Plan
 def peer_contestants(
     folder: Path, model: Model, archive: Path | None, peers: list[str], plan: Plan
 ) -> Iterator[Contestant]:
-    """Give other engines, and lay down in the folder what they read: the recording, and the model."""
+    """Give other engines, and lay down in the folder what they read: the recording, and the model.
+
+    Raises
+    ------
+    UsageError
+        The model has other hops than they.
+    """
+    if (model.config.sample_rate, model.config.hop_size) != _HOP:
+        raise UsageError(
+            f"{model.name}: hops of {model.config.hop_size} samples at {model.config.sample_rate} Hz; "
+            f"other engines take {_HOP[1]} at {_HOP[0]} Hz",
+            hint="dfstream bench measures it alone",
+        )
     hops = _WARM_UP_HOPS + round(plan.seconds * model.config.sample_rate / model.config.hop_size)
     path = folder / "hops.npy"
     np.save(path, repeated_speech(hops * model.config.hop_size).reshape(hops, -1))

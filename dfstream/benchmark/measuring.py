@@ -150,7 +150,6 @@ def run_loops(
 
 
 def _round_teller(loop: str, plan: Plan, progress: Callable[[str], None]) -> Callable[[int], None]:
-
     def tell(index: int) -> None:
         progress(f"{loop}, round {index} of {plan.rounds}" if index > 0 else f"{loop}, warming up")
 
