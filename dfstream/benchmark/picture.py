@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["draw", "save"]
 
-_SIZE = (10.0, 6.875)
+#: Inches: the whole, without and with the lines of a long legend; what lies above and below the panels.
+_WIDTH, _HEIGHT, _TOP, _BOTTOM = 10.0, 6.875, 0.85, 0.85
+_LEGEND_LINE, _MANY = 0.17, 8
 _TITLES = {"tight": "back to back", "paced": "at the pace of audio"}
 
 #: Columns of the histogram, equally wide on the axis of logarithms.
@@ -63,9 +65,11 @@ def draw(hops_us: Mapping[str, Times], report: Mapping[str, Any]) -> Figure:
     loops = [loop for loop in _TITLES if loop in hops_us]
     names = [row["name"] for row in report["rows"]]
     every = np.concatenate([times for loop in loops for times in hops_us[loop].values()])
-    figure = Figure(figsize=_SIZE)
+    height = _HEIGHT + _LEGEND_LINE * max(0, len(names) - _MANY)
+    bottom = _BOTTOM + _LEGEND_LINE * (len(names) + 1)
+    figure = Figure(figsize=(_WIDTH, height))
     grid = figure.add_gridspec(
-        2, len(loops), left=0.075, right=0.975, top=0.88, bottom=0.2 + 0.012 * len(names),
+        2, len(loops), left=0.075, right=0.975, top=1 - _TOP / height, bottom=bottom / height,
         height_ratios=[2, 3], hspace=0.12, wspace=0.12,
     )  # fmt: skip
     edges = np.geomspace(
@@ -85,11 +89,16 @@ def draw(hops_us: Mapping[str, Times], report: Mapping[str, Any]) -> Figure:
         _finish(below, edges, report)
         top.set_title(_TITLES[loop], loc="left", fontsize=9, pad=4)
         top.tick_params(labelbottom=False)
+        hop_ms = report["model"]["hop_ms"]
+        top.annotate(
+            f"a hop, {hop_ms:g} ms", (1e3 * hop_ms, 1.02), xycoords=("data", "axes fraction"),
+            ha="center", va="bottom", fontsize=7.5, color="#666666",
+        )  # fmt: skip
         below.set_yscale("log")
         below.yaxis.set_major_formatter(FuncFormatter(_plain_number))
         below.set_xlabel("time of a hop in us", fontsize=9)
         below.legend(
-            loc="upper left", bbox_to_anchor=(-0.02, -0.2), fontsize=7.5, frameon=False,
+            loc="upper left", bbox_to_anchor=(-0.02, -0.55 / _in_inches(below)), fontsize=7.5, frameon=False,
             title="median and 99th percentile in us", title_fontsize=8, alignment="left",
         )  # fmt: skip
         if not column:
@@ -98,7 +107,7 @@ def draw(hops_us: Mapping[str, Times], report: Mapping[str, Any]) -> Figure:
     e = report["environment"]
     figure.suptitle(
         f"{report['model']['name']}, one thread of {e['cpu']}, dfstream {e['versions'].get('dfstream', '')}",
-        fontsize=11, fontweight="bold", y=0.965, parse_math=False,
+        fontsize=11, fontweight="bold", y=1 - 0.24 / height, parse_math=False,
     )  # fmt: skip
     return figure
 
@@ -125,17 +134,17 @@ def _draw_tail(panel: Axes, times: NDArray[np.float64], style: dict[str, Any], l
 def _finish(panel: Axes, edges: NDArray[np.float64], report: Mapping[str, Any]) -> None:
     from matplotlib.ticker import FuncFormatter
 
-    hop_ms = report["model"]["hop_ms"]
     panel.set_xscale("log")
     panel.xaxis.set_major_formatter(FuncFormatter(_plain_number))
     panel.set_xlim(edges[0], edges[-1])
-    panel.axvline(1e3 * hop_ms, color="#888888", linewidth=0.9, linestyle=(0, (4, 3)))
-    panel.annotate(
-        f"a hop, {hop_ms:g} ms ", (1e3 * hop_ms, 0.97), xycoords=("data", "axes fraction"),
-        ha="right", va="top", fontsize=7.5, color="#666666",
-    )  # fmt: skip
+    panel.axvline(1e3 * report["model"]["hop_ms"], color="#888888", linewidth=0.9, linestyle=(0, (4, 3)))
     panel.grid(alpha=0.3, which="both", linewidth=0.5)
     panel.tick_params(labelsize=8)
+
+
+def _in_inches(panel: Axes) -> float:
+    """Return the height of a panel."""
+    return float(panel.get_position().height * panel.figure.get_figheight())  # type: ignore[union-attr]
 
 
 def _plain_number(value: float, _position: int) -> str:
