@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from pathlib import Path
@@ -48,10 +49,23 @@ def official_folder(name: str) -> Path:
     return folder
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled kernels between runs: modules of tests compile them before any fixture could."""
+    os.environ["DFSTREAM_CACHE"] = str(config.cache.mkdir("dfstream"))  # type: ignore[union-attr]
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees or touches the user's cache."""
-    monkeypatch.setenv("DFSTREAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+def _own_cache(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """No test sees or touches the user's cache; compiled kernels are shared, for the sake of time."""
+    shared = pytestconfig.cache.mkdir("dfstream") / "kernels"  # type: ignore[union-attr]
+    shared.mkdir(exist_ok=True)
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DFSTREAM_CACHE", str(cache))
+    with contextlib.suppress(OSError):  # not everybody may make links
+        (cache / "kernels").symlink_to(shared, target_is_directory=True)
+    return cache
 
 
 @pytest.fixture(scope="session")

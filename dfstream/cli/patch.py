@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfstream.cli._options import MODE, json_option, print_json, stderr_console
+from dfstream.cli._options import MODE, json_option, print_json
+from dfstream.cli._progress import loading
 
 if TYPE_CHECKING:
     from dfstream.patching import PatchResult
@@ -52,8 +53,7 @@ def command(
     stateless-window-last  combined.onnx
     --canonical            combined_canonical.onnx
     """
-    console = stderr_console()
-    with console.status("loading") as status:
+    with loading() as show:
         from dfstream.model import Model
         from dfstream.patching import patch_model, target_folder
 
@@ -65,7 +65,7 @@ def command(
             canonical=canonical,
             check=check,
             force=force,
-            progress=status.update,
+            progress=show,
         )
     if as_json:
         print_json({"folder": str(folder), "results": [_as_dict(result) for result in results]})

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfstream.cli._options import BACKEND, MODE, json_option, print_json, stderr_console
+from dfstream.cli._options import BACKEND, MODE, json_option, print_json
+from dfstream.cli._progress import loading, progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from dfstream.files import FileReport
 
@@ -94,17 +95,12 @@ def command(
     """
     if as_json and target == "-":
         raise click.UsageError("--json and OUT '-' both want standard output")
-    console = stderr_console()
-    with (
-        console.status("loading (the very first run compiles its kernels)")
-        if not quiet
-        else contextlib.nullcontext()
-    ):
+    with loading(quiet):
         from dfstream.files import enhance_file
         from dfstream.model import Model
 
         loaded = Model.load(model)
-    with _warnings_as_lines(), _progress(console, quiet) as progress:
+    with _warnings_as_lines(), progress_bar("enhancing", quiet=quiet) as progress:
         report = enhance_file(
             source,
             target,
@@ -132,20 +128,6 @@ def _warnings_as_lines() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
         yield
-
-
-@contextlib.contextmanager
-def _progress(console: Any, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal, nothing elsewhere."""
-    if quiet or not console.is_terminal:
-        yield lambda _done, _total: None
-        return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("enhancing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("enhancing", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _closing_line(report: FileReport, target: str) -> str:

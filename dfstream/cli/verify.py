@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfstream.cli._options import BACKEND, MODE, json_option, print_json, stderr_console
+from dfstream.cli._options import BACKEND, MODE, json_option, print_json
+from dfstream.cli._progress import loading
 
 if TYPE_CHECKING:
     from dfstream.verify import VerifyRow
@@ -44,10 +45,10 @@ def command(
     if golden is None and Path("golden").is_dir():
         golden = Path("golden")
     rows: list[tuple[str, VerifyRow]] = []
-    with stderr_console().status("loading") as status:
+    with loading() as show:
         for name in models:
             model = Model.load(name)
-            for row in verify_model(model, modes or mode_names(), backend, golden, status.update):
+            for row in verify_model(model, modes or mode_names(), backend, golden, show):
                 rows.append((model.name, row))
     if as_json:
         print_json([{"model": model, **_plain(row)} for model, row in rows])
