@@ -38,6 +38,12 @@ STANDARD_STREAM = "-"
 #: Integer sample formats.
 _BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 
+#: Bytes of a sample in a WAV file.
+_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
+
+#: Samples of a WAV file; its other chunks, tags among them, have to fit as well.
+_MAX_WAV_BYTES = (1 << 32) - (1 << 20)
+
 #: libsndfile's length of a FLAC file that came through a pipe.
 _ENDLESS = (1 << 63) - 1
 
@@ -196,6 +202,7 @@ def written(target: str, audio: soundfile.SoundFile) -> Iterator[soundfile.Sound
         # MP3 inside WAV is a format, but libsndfile only reads it
         keeps = soundfile.check_format(format_, audio.subtype) and not audio.subtype.startswith("MPEG")
         subtype = audio.subtype if keeps else None
+        format_ = _large_enough(format_, subtype, audio, target)
         try:
             with soundfile.SoundFile(
                 path, "w", audio.samplerate, audio.channels, subtype, format=format_
@@ -208,6 +215,23 @@ def written(target: str, audio: soundfile.SoundFile) -> Iterator[soundfile.Sound
             raise UsageError(f"{target}: cannot be written ({_reason(error)})") from error
         if target == STANDARD_STREAM:
             _to_stdout(path)
+
+
+def _large_enough(format_: str, subtype: str | None, audio: soundfile.SoundFile, target: str) -> str:
+    """Return the container, RF64 in place of a WAV whose sizes would not fit their 32 bits."""
+    import soundfile
+
+    if format_ not in ("WAV", "WAVEX"):
+        return format_
+    subtype = subtype or soundfile.default_subtype(format_)
+    if audio.frames * audio.channels * _BYTES.get(subtype, 4) <= _MAX_WAV_BYTES:
+        return format_
+    if not soundfile.check_format("RF64", subtype):
+        raise UsageError(
+            f"{target}: more than 4 GiB, which a WAV file of {subtype} cannot hold",
+            hint="write .flac or .w64",
+        )
+    return "RF64"
 
 
 def _to_stdout(path: Path) -> None:

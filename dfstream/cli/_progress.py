@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import TYPE_CHECKING, Any
+
+import click
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Progress = Callable[[int, int | None], None]
 
-__all__ = ["loading", "progress_bar", "stderr_console"]
+__all__ = ["loading", "progress_bar", "stderr_console", "warnings_as_lines"]
 
 
 def stderr_console() -> Any:
@@ -61,3 +64,19 @@ def progress_bar(label: str, *, quiet: bool = False, in_bytes: bool = False) -> 
     with progress.Progress(*first, *last, console=console, transient=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Show each warning of the package as one line, once."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in shown:
+            shown.add(str(message))
+            click.echo(f"warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
