@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["canonicalise"]
+__all__ = ["Lowering", "canonicalise"]
 
 #: How a tensor of the original graph is held: as it is ([1, C, 1, F]), with its channels-last view
 #: [1, 1, F, C] held as [1, C, 1, F], or flattened to [1, N, 1, 1].
@@ -61,11 +61,17 @@ def canonicalise(graph: gs.Graph) -> dict[str, gs.Graph]:
     UnsupportedGraph
         Names the operator that has no canonical form.
     """
-    return {"combined_canonical": _Lowering(graph).run()}
+    return {"combined_canonical": Lowering(graph).run()}
 
 
-class _Lowering:
-    """One walk over the original graph in the order of the signal, emitting the canonical one."""
+class Lowering:
+    """One walk over the original graph in the order of the signal, emitting the canonical one.
+
+    Other one-frame forms of the graph derive from it and say which operators they hold differently.
+    """
+
+    #: Public names of the results, in the order of `dfstream.interface.RESULTS`.
+    results = ("lsnr", "mask", "coefs")
 
     def __init__(self, graph: gs.Graph) -> None:
         self.source = graph.copy().toposort()
@@ -76,17 +82,20 @@ class _Lowering:
         self.inputs: list[gs.Variable] = []
         self.states: list[tuple[gs.Variable, gs.Tensor]] = []
         self.hidden: list[gs.Tensor] = []
+        self.steps: list[gs.Tensor] = []
         self.done: set[int] = set()
 
     def run(self) -> gs.Graph:
+        """Return the one-frame graph."""
         for name in FEATURES:
             tensor = self._input(name, self.shapes[name])
             self.held[name] = (tensor, MAP)
-        self._open_hidden()
+        self.open_hidden()
         for node in self.source.nodes:
             if id(node) not in self.done and self._carries_data(node):
                 self._rules().get(node.op, self._refuse)(node)
         outputs = self._results()
+        self.close_hidden()
         outputs += self._close_states()
         graph = gs.Graph(
             nodes=self.nodes, inputs=self.inputs, outputs=outputs, name="dfstream", opset=OPSET,
@@ -101,7 +110,7 @@ class _Lowering:
         return {
             **elementwise, **unary, **same_order, "Concat": self._concat, "Conv": self._conv,
             "ConvTranspose": self._conv_transpose, "Einsum": self._einsum, "Gemm": self._matmul,
-            "GRU": self._gru, "MatMul": self._matmul, "Pad": self._pad, "Transpose": self._transpose,
+            "GRU": self.gru, "MatMul": self._matmul, "Pad": self._pad, "Transpose": self._transpose,
         }  # fmt: skip
 
     def _refuse(self, node: gs.Node) -> None:
@@ -166,7 +175,8 @@ class _Lowering:
         data = node.inputs if node.op in ("Concat", "Add", "Sub", "Mul", "Div") else node.inputs[:1]
         return node.op != "Shape" and any(t.name in self.held or t.name in self.pads for t in data)
 
-    def _keep(self, node: gs.Node, tensor: gs.Tensor, layout: str) -> None:
+    def keep(self, node: gs.Node, tensor: gs.Tensor, layout: str) -> None:
+        """Say what holds the result of a node, and in which layout."""
         self.held[node.outputs[0].name] = (tensor, layout)
 
     def _shape(self, tensor: gs.Tensor) -> tuple[int, ...]:
@@ -174,7 +184,8 @@ class _Lowering:
             raise UnsupportedGraph(f"canonicalise: the shape of {tensor.name!r} is not known")
         return self.shapes[tensor.name]
 
-    def _vector(self, tensor: gs.Tensor) -> gs.Tensor:
+    def vector(self, tensor: gs.Tensor) -> gs.Tensor:
+        """Return the [1, N, 1, 1] form of a tensor."""
         held, layout = self.held[tensor.name]
         if layout == VECTOR:
             return held
@@ -211,33 +222,33 @@ class _Lowering:
         if node.op == "Identity":
             self.held[node.outputs[0].name] = self.held[node.inputs[0].name]
         else:
-            self._keep(node, self._vector(node.inputs[0]), VECTOR)
+            self.keep(node, self.vector(node.inputs[0]), VECTOR)
 
     def _transpose(self, node: gs.Node) -> None:
         tensor, perm = node.inputs[0], list(node.attrs["perm"])
         shape = self._shape(tensor)
         order = [axis for axis in perm if shape[axis] != 1]
         if order == sorted(order) and len(shape) != 4:
-            self._keep(node, self._vector(tensor), VECTOR)  # only axes of size 1 move
+            self.keep(node, self.vector(tensor), VECTOR)  # only axes of size 1 move
         elif perm == [0, 2, 3, 1]:
-            self._keep(node, self._map(tensor), LAST)
+            self.keep(node, self._map(tensor), LAST)
         elif perm == [0, 3, 1, 2]:
-            self._keep(node, self._last(tensor), MAP)
+            self.keep(node, self._last(tensor), MAP)
         else:
             self._refuse(node)
 
     def _unary(self, node: gs.Node) -> None:
         held, layout = self.held[node.inputs[0].name]
-        self._keep(node, self._emit(node.op, [held], node.name), layout)
+        self.keep(node, self._emit(node.op, [held], node.name), layout)
 
     def _arithmetic(self, node: gs.Node) -> None:
         layout = self._common_layout([t for t in node.inputs if t.name in self.held])
-        read = {MAP: self._map, LAST: self._last, VECTOR: self._vector}[layout]
+        read = {MAP: self._map, LAST: self._last, VECTOR: self.vector}[layout]
         operands = [
             read(t) if t.name in self.held else self._broadcast(node, constant_value(t), layout)
             for t in node.inputs
         ]
-        self._keep(node, self._emit(node.op, operands, node.name), layout)
+        self.keep(node, self._emit(node.op, operands, node.name), layout)
 
     def _common_layout(self, tensors: list[gs.Tensor]) -> str:
         layouts = {self.held[t.name][1] for t in tensors}
@@ -264,7 +275,7 @@ class _Lowering:
         shape, axis = self._shape(node.inputs[0]), node.attrs["axis"]
         if any(size != 1 for size in shape[: axis % len(shape)]):
             self._refuse(node)
-        self._keep(node, self.emit_concat([self._vector(t) for t in node.inputs], node.name), VECTOR)
+        self.keep(node, self.emit_concat([self.vector(t) for t in node.inputs], node.name), VECTOR)
 
     def _matmul(self, node: gs.Node) -> None:
         """A matrix product is a 1x1 convolution; a bias added next becomes the convolution's."""
@@ -289,8 +300,8 @@ class _Lowering:
                 if values and values[0] is not None and values[0].shape == (len(matrix),):
                     bias, last = values[0], after[0]
                     self.done.add(id(last))
-        result = self.emit_conv(self._vector(node.inputs[0]), matrix[:, :, None, None], bias, node.name)
-        self._keep(last, result, VECTOR)
+        result = self.emit_conv(self.vector(node.inputs[0]), matrix[:, :, None, None], bias, node.name)
+        self.keep(last, result, VECTOR)
 
     def _einsum(self, node: gs.Node) -> None:
         """A grouped linear layer is a grouped 1x1 convolution, channels in the same order."""
@@ -301,10 +312,10 @@ class _Lowering:
             return
         groups, size, out = weight.shape
         kernel = np.swapaxes(weight, 1, 2).reshape(groups * out, size, 1, 1)
-        result = self.emit_conv(self._vector(node.inputs[0]), kernel, None, node.name, group=groups)
-        self._keep(node, result, VECTOR)
+        result = self.emit_conv(self.vector(node.inputs[0]), kernel, None, node.name, group=groups)
+        self.keep(node, result, VECTOR)
 
-    def _gru(self, node: gs.Node) -> None:
+    def gru(self, node: gs.Node) -> None:
         """Write a GRU step out as gates.
 
         ``u = 1 - z`` is computed by itself, from negated weights, instead of ``z``: a slow unit has z
@@ -314,8 +325,8 @@ class _Lowering:
         if not node.attrs.get("linear_before_reset", 0):
             raise UnsupportedGraph(f"canonicalise: GRU {node.name!r} resets before the matrix product")
         x, h, size = (
-            self._vector(node.inputs[0]),
-            self.hidden[len(self._steps)],
+            self.vector(node.inputs[0]),
+            self.hidden[len(self.steps)],
             int(node.attrs["hidden_size"]),
         )
         W, R = (constant_value(node.inputs[i])[0].astype(np.float64) for i in (1, 2))  # type: ignore[index]
@@ -336,7 +347,7 @@ class _Lowering:
         state = self.emit(
             "Add", [h, self.emit("Mul", [update, step], f"{node.name}/moved")], f"{node.name}/h"
         )
-        self._steps.append(state)
+        self.steps.append(state)
         for output in node.outputs:
             self.held[output.name] = (state, VECTOR)
 
@@ -361,7 +372,7 @@ class _Lowering:
             )
         width = self._shape(node.outputs[0])[3]
         feature = source.name.removeprefix("feat_") if source.name in FEATURES else None
-        self._keep(last, conv.emit(self, self._map(source), feature, self._shape(source)[3], width), MAP)
+        self.keep(last, conv.emit(self, self._map(source), feature, self._shape(source)[3], width), MAP)
 
     def _conv_transpose(self, node: gs.Node) -> None:
         """Upsampling by two: both phases in one convolution, then interleaved."""
@@ -372,42 +383,40 @@ class _Lowering:
         x = self._emit("Reshape", [phases, np.array([1, channels, 2, width])], f"{node.name}/phases")
         x = self._emit("Transpose", [x], f"{node.name}/interleave", perm=[0, 1, 3, 2])
         x = self._emit("Reshape", [x, np.array([1, channels, 1, 2 * width])], f"{node.name}/out")
-        self._keep(node, x, MAP)
+        self.keep(node, x, MAP)
 
     # -- beginning and end -------------------------------------------------------------------------
 
-    def _open_hidden(self) -> None:
+    def open_hidden(self) -> None:
         """Give every GRU layer its part of ``h``."""
         layers = [gru for section in find_grus(self.source).values() for gru in section]
         order = {id(node): index for index, node in enumerate(self.source.nodes)}
         layers.sort(key=lambda gru: order[id(gru.node)])
-        self._packed = self._input("h", [1, sum(gru.hidden for gru in layers), 1, 1])
-        self._steps: list[gs.Tensor] = []
+        self._packed = self.open_state("h", [1, sum(gru.hidden for gru in layers), 1, 1])
         start = 0
         for index, gru in enumerate(layers):
             self.hidden.append(self.emit_slice(self._packed, start, start + gru.hidden, f"h/layer{index}"))
             start += gru.hidden
+
+    def close_hidden(self) -> None:
+        """Put the layers' new states together."""
+        self.close_state(self._packed, self.emit_concat(self.steps, "h/next"))
 
     def _results(self) -> list[gs.Variable]:
         tensors = {t.name: t for t in self.source.outputs}
         bands, bins = (self._shape(self.source.tensors()[name])[-1] for name in FEATURES)
         taps = self._size(tensors["coefs"]) // bins
         outputs = []
-        for name, tensor, shape in (
-            ("lsnr", self._vector(tensors["lsnr"]), [1, 1, 1, 1]),
-            ("mask", self._map(tensors["m"]), [1, 1, 1, bands]),
-            ("coefs", self._last(tensors["coefs"]), [1, taps, 1, bins]),
-        ):
+        held = self.vector(tensors["lsnr"]), self._map(tensors["m"]), self._last(tensors["coefs"])
+        shapes = [1, 1, 1, 1], [1, 1, 1, bands], [1, taps, 1, bins]
+        for name, tensor, shape in zip(self.results, held, shapes, strict=True):
             outputs.append(self._name_output(tensor, name, shape))
         return outputs
 
     def _close_states(self) -> list[gs.Variable]:
-        self.close_state(self._packed, self.emit_concat(self._steps, "h/next"))
         after = {state.name: value for state, value in self.states}
         return [
-            self._name_output(
-                after[state.name], state_output(state.name) if state.name != "h" else "h_out", state.shape
-            )
+            self._name_output(after[state.name], state_output(state.name), state.shape)
             for state in self.inputs
             if state.name in after
         ]

@@ -33,7 +33,7 @@ def test_each_kernel_has_one_signature_and_exact_arithmetic(kernel):
     assert kernel.targetoptions["nogil"]
     assert not kernel.targetoptions["fastmath"]
     for argument in kernel.signatures[0]:
-        assert argument in (numba.float32, numba.intp) or argument.layout == "C"
+        assert argument in (numba.float32, numba.int8, numba.intp) or argument.layout == "C"
 
 
 def test_without_a_place_for_the_cache_a_kernel_still_compiles():

@@ -33,11 +33,11 @@ def spec(sizes):
 
 
 def analyse(x, sizes):
-    return Analysis(*sizes, FRAMES).process(x).copy()
+    return Analysis(*sizes, FRAMES).process(x[None])[0].copy()
 
 
 def synthesise(spec, sizes):
-    return Synthesis(*sizes, FRAMES).process(spec).copy()
+    return Synthesis(*sizes, FRAMES).process(spec[None])[0].copy()
 
 
 def assert_near(actual, expected):
@@ -94,7 +94,7 @@ def test_imaginary_parts_of_end_bins_are_ignored(spec, sizes):
     assert np.array_equal(spec, given), "the caller's array was changed"
     # numpy's transform happens to ignore them too, other libraries need not: what it is given is real
     handed_over = np.empty_like(spec)
-    _copy_with_real_ends(spec, handed_over)
+    _copy_with_real_ends(spec[None], handed_over[None])
     assert np.array_equal(handed_over, real_ends)
 
 

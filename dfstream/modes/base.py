@@ -84,6 +84,10 @@ class Mode(abc.ABC):
         self.model = model
         self.batch = batch
         self.sessions: dict[str, Session] = dict(model.open(backend, self.recipe()))
+        self._carried = {
+            stem: [(name, state_output(name)) for name in session.states]
+            for stem, session in self.sessions.items()
+        }
         self.state: dict[str, NDArray[np.float32]] = {}
         self._sections: Mapping[str, str] | None = None
         self.reset()
@@ -146,10 +150,10 @@ class Mode(abc.ABC):
 
     def run(self, stem: str, feeds: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
         """Run one graph on the given tensors and its states, and keep the states it returns."""
-        session = self.sessions[stem]
-        outputs = _Outputs(session.run({**feeds, **{name: self.state[name] for name in session.states}}))
-        for name in session.states:
-            self.state[name] = outputs[state_output(name)]
+        session, state = self.sessions[stem], self.state
+        outputs = _Outputs(session.run({**feeds, **{name: state[name] for name in session.states}}))
+        for name, after in self._carried[stem]:
+            state[name] = outputs[after]
         return outputs
 
     def reset(self) -> None:

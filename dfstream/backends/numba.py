@@ -1,0 +1,158 @@
+"""Compiled kernels: the network in numba, for one stream, many streams or blocks of frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+
+from dfstream.backends.base import Backend
+from dfstream.errors import UnsupportedGraph, UsageError
+from dfstream.interface import FEATURES, state_output
+from dfstream.net.packing import Precision
+from dfstream.net.program import SECTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from dfstream.backends.base import Arrays, Session
+    from dfstream.model import Model
+    from dfstream.net.program import Placed, Program
+    from dfstream.patches.recipe import Recipe
+
+    _Array = NDArray[np.float32]
+
+#: Frames of all streams together that pass through the network at a time: what caches hold.
+_ROWS = 32
+
+#: States of a session, one of each section for each stream.
+_STATES = [f"state_{section}" for section in SECTIONS]
+_STATES_AFTER = [state_output(name) for name in _STATES]
+
+
+@dataclasses.dataclass(frozen=True)
+class Numba(Backend):
+    """The network as compiled kernels.
+
+    Attributes
+    ----------
+    precision : "float32", "int16", "fp16" or "int8"
+        How the weights of the GRUs are stored; sums are always float32.
+    threads : int
+        One: a hop is too short to share.
+    """
+
+    name = "numba"
+    summary = "the network as compiled kernels on the CPU"
+
+    precision: Precision = "float32"
+    threads: int = 1
+
+    __hash__ = Backend.__hash__
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise UsageError(
+                f"precision = {self.precision!r}, expected {' or '.join(map(repr, get_args(Precision)))}"
+            )
+
+    def open(self, model: Model, recipe: Recipe) -> dict[str, Session]:
+        """Compile the compact graph in place of the recipe's; see `Backend.open`."""
+        from dfstream import reading
+        from dfstream.net.translate import translate
+        from dfstream.patches.recipe import read_metadata
+
+        if recipe.name != "incremental":
+            raise UnsupportedGraph(
+                f"the backend numba runs the mode incremental, not {recipe.name}",
+                hint="use the backend ort-cpu",
+            )
+        own = _recipe()
+        ((stem, data),) = model.graphs(own).items()
+        graph = reading.parse_graph(data, stem)
+        metadata = read_metadata(graph, stem)
+        assert metadata is not None
+        return {recipe.stems[0]: _Session(translate(graph, metadata.sections, self.precision))}
+
+    def load(self, graph: bytes, name: str) -> Session:
+        """Not possible: kernels are made for the network, not for any graph."""
+        raise NotImplementedError
+
+
+def _recipe() -> Recipe:
+    from dfstream.patches.compact import compact
+    from dfstream.patches.fold import fold_constants
+    from dfstream.patches.recipe import Recipe
+
+    return Recipe("compact", ("combined_compact",), (fold_constants,), compact)
+
+
+class _Session:
+    """A compiled network; see `dfstream.backends.base.Session`. Each thread has memory of its own."""
+
+    def __init__(self, program: Program) -> None:
+        from dfstream.net.kernels import run
+
+        self._program, self._run, self._taps = program, run, program.results[2].channels
+        self._mine = threading.local()
+        self.states: Mapping[str, tuple[int | str, ...]] = {
+            name: ("B", program.state_sizes[section]) for name, section in zip(_STATES, SECTIONS, strict=True)
+        }
+
+    def run(self, feeds: Arrays) -> Arrays:
+        """Advance by T frames of B streams; results do not depend on how they are grouped into calls."""
+        features = [feeds[name] for name in FEATURES]
+        B, _, T, bands = features[0].shape
+        bins = features[1].shape[3]
+        lsnr, m = np.empty((B, T, 1), np.float32), np.empty((B, T, bands), np.float32)
+        coefs = np.empty((B, T, bins * self._taps), np.float32)
+        before = [feeds[name] for name in _STATES]
+        after = [np.empty_like(state) for state in before]
+        arrays = features, [lsnr, m, coefs], before, after
+        if B <= _ROWS:
+            self._advance(*arrays)
+        else:
+            for i in range(0, B, _ROWS):
+                some = slice(i, i + _ROWS)
+                self._advance(*([array[some] for array in several] for several in arrays))
+        outputs = {"lsnr": lsnr, "m": m[:, None], "coefs": coefs.reshape(B, T, bins, self._taps)}
+        outputs.update(zip(_STATES_AFTER, after, strict=True))
+        return outputs
+
+    def _advance(
+        self, features: list[_Array], results: list[_Array], before: list[_Array], after: list[_Array]
+    ) -> None:
+        """Let up to `_ROWS` streams pass through this thread's memory."""
+        B, _, T, _ = features[0].shape
+        placed = self._placed(B, T)
+        own = placed.states if placed.streams == B else [state[:B] for state in placed.states]
+        for mine, state in zip(own, before, strict=True):
+            mine[...] = state
+        if placed.frames >= T:
+            self._run(*placed.arguments, *features, *results)
+        else:
+            for i in range(0, T, placed.frames):
+                t = slice(i, i + placed.frames)
+                self._run(*placed.arguments, *(f[:, :, t] for f in features), *(r[:, t] for r in results))
+        for mine, state in zip(own, after, strict=True):
+            state[...] = mine
+
+    def _placed(self, streams: int, frames: int) -> Placed:
+        """Return this thread's memory for so many streams, made once for each rounded-up size."""
+        streams = 1 << (streams - 1).bit_length()
+        frames = 1 if frames == 1 else max(1, _ROWS // streams)
+        mine: dict[tuple[int, int], Placed]
+        try:
+            mine = self._mine.placed
+        except AttributeError:
+            mine = self._mine.placed = {}
+        if (streams, frames) not in mine:
+            mine[streams, frames] = self._program.place(streams, frames)
+        return mine[streams, frames]
+
+
+BACKEND = Numba

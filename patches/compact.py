@@ -1,0 +1,90 @@
+"""The one-frame graph for the processor: as the canonical one, but with the GRU operator kept.
+
+What runs on a CPU has a fast GRU of its own, and wants the states as the other modes have them: ``h0``,
+``erb_h0``, ``df_h0`` [layers, 1, hidden] instead of one ``h``, results under the export's names.
+`dfstream.net` compiles this graph.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from dfstream.errors import UnsupportedGraph
+from dfstream.interface import RESULTS
+
+from .canonical import VECTOR, Lowering
+from .graph import constant_value
+from .gru_state import STATES, find_grus
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["CompactLowering", "compact"]
+
+
+def compact(graph: gs.Graph) -> dict[str, gs.Graph]:
+    """Build the compact one-frame graph of a merged graph, ``combined_compact``.
+
+    Parameters
+    ----------
+    graph : Graph
+        Merged and folded; whether its GRU states are exposed does not matter.
+
+    Raises
+    ------
+    UnsupportedGraph
+        Names the operator that has no such form.
+    """
+    return {"combined_compact": CompactLowering(graph).run()}
+
+
+class CompactLowering(Lowering):
+    """The canonical walk with GRUs left whole and a state per section."""
+
+    results = RESULTS
+
+    def open_hidden(self) -> None:
+        """Give every GRU layer its part of its section's state."""
+        self._grus: dict[int, gs.Tensor] = {}
+        self._sections: list[tuple[gs.Variable, list[int]]] = []
+        for section, layers in find_grus(self.source).items():
+            state = self.open_state(STATES[section], [len(layers), 1, layers[0].hidden])
+            self._sections.append((state, [id(gru.node) for gru in layers]))
+            for index, gru in enumerate(layers):
+                bounds = [np.array([n]) for n in (index, index + 1, 0)]
+                layer = self.emit("Slice", [state, *bounds], f"{state.name}/layer{index}")
+                self._grus[id(gru.node)] = layer if len(layers) > 1 else state
+
+    def gru(self, node: gs.Node) -> None:
+        """Keep the operator: a frame in, [1, 1, hidden], and its new state out."""
+        if not node.attrs.get("linear_before_reset", 0):
+            raise UnsupportedGraph(f"compact: GRU {node.name!r} resets before the matrix product")
+        x = self.vector(node.inputs[0])
+        row = self.emit("Reshape", [x, np.array([1, 1, -1])], f"{node.name}/row")
+        weights = [constant_value(t) for t in node.inputs[1:4] if not t.is_empty()]
+        operands = [gs.Constant(f"{node.name}/{i}", w) for i, w in enumerate(weights, 1) if w is not None]
+        after = gs.Variable(f"{node.name}/state", np.dtype(np.float32))
+        missing = [gs.Variable.empty()] * (4 - len(operands))  # biases if there are none, sequence lengths
+        inputs = [row, *operands, *missing, self._grus[id(node)]]
+        attrs = {"hidden_size": node.attrs["hidden_size"], "linear_before_reset": 1}
+        self.nodes.append(gs.Node("GRU", node.name, attrs, inputs, [gs.Variable.empty(), after]))
+        self._grus[id(node)] = after
+        state = self.emit("Reshape", [after, np.array([1, -1, 1, 1])], f"{node.name}/h")
+        for output in node.outputs:
+            self.held[output.name] = (state, VECTOR)
+
+    def close_hidden(self) -> None:
+        """Put the layers' new states together, section by section."""
+        for state, layers in self._sections:
+            afters = [self._grus[layer] for layer in layers]
+            self.close_state(state, self._stacked(afters, f"{state.name}/next"))
+
+    def _stacked(self, layers: Sequence[gs.Tensor], name: str) -> gs.Tensor:
+        if len(layers) == 1:
+            return layers[0]
+        joined = gs.Variable(name, np.dtype(np.float32))
+        self.nodes.append(gs.Node("Concat", name, {"axis": 0}, list(layers), [joined]))
+        return joined
