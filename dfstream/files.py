@@ -12,6 +12,7 @@ import numpy as np
 
 from dfstream import atomic
 from dfstream.audiofile import check_target, cut_short, display_name, opened, quantised, read_block, written
+from dfstream.chunks import LOUDEST
 from dfstream.errors import AudioError
 from dfstream.offline import OFFLINE_BLOCK_FRAMES
 from dfstream.resampling import lead_in
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     Passage = Generator[NDArray[np.float32] | None, NDArray[np.float32], int]
 
 __all__ = ["FileReport", "block_of", "enhance_file", "pass_through"]
-
-#: A million times full scale, from where on a stream takes samples for damage.
-_LOUDEST = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +226,7 @@ def _blocks(audio: soundfile.SoundFile, source: str, block: int) -> Iterator[NDA
 
 
 def _check_samples(x: NDArray[np.float32], read: int, source: str) -> None:
-    fine = np.abs(x) < _LOUDEST  # false for NaN
+    fine = np.abs(x) < LOUDEST  # false for NaN
     if fine.all():
         return
     finite = np.isfinite(x)

@@ -102,33 +102,27 @@ class FolderRun:
         KeyboardInterrupt
             The user wants it to end: files that are done stay, those being worked on leave nothing.
         """
-        for thread in self._threads:
-            thread.start()
         try:
+            for thread in self._threads:
+                thread.start()
             left = len(self._threads)
             while left:
                 with contextlib.suppress(queue.Empty):
                     event = self._news.get(timeout=_POLL_S)
                     left -= event is None
-                    self._take(event)
                     if event is not None:
                         note(event)
         finally:
             self._stop.set()
             for thread in self._threads:
-                thread.join()
-            while not self._news.empty():
-                self._take(self._news.get())
+                if thread.ident is not None:  # it has been started
+                    thread.join()
             ended = {outcome.source for outcome in self.outcomes}
             self.outcomes += [
                 Outcome.without(job, "interrupted", "interrupted before it was done")
                 for job in self._plan.jobs
                 if str(job.source) not in ended
             ]
-
-    def _take(self, event: Event | None) -> None:
-        if event is not None and event.outcome is not None:
-            self.outcomes.append(event.outcome)
 
     # -- in the threads ----------------------------------------------------------------------------
 
@@ -153,6 +147,8 @@ class FolderRun:
 
     def tell(self, event: Event) -> None:
         """Pass news on to the thread that waits for them."""
+        if event.outcome is not None:  # not left to the other thread, which may be interrupted at any point
+            self.outcomes.append(event.outcome)
         self._news.put(event)
 
     @property

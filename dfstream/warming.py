@@ -58,16 +58,16 @@ def warm_kernels(modules: Sequence[str], progress: Callable[[int], None] = lambd
     progress : callable
         Told how many modules are done.
     """
-    from dfstream.dsp._kernelcache import kept_in, kernels_in, watching
+    from dfstream.dsp._kernelcache import full_name, kept_in, kernels_in, watching
 
     compiled: list[str] = []
     with watching(compiled.append):
         for done, module in enumerate(modules, 1):
             importlib.import_module(module)
             progress(done)
-    # a kernel that another module imported as well is one kernel
-    kernels = list({id(kernel): kernel for kernel in kernels_in(modules)}.values())
-    return WarmKernels(tuple(compiled), len(kernels), kept_in(kernels))
+    kernels = kernels_in(modules)
+    new = tuple(name for name in map(full_name, kernels) if name in compiled)
+    return WarmKernels(new, len(kernels), kept_in(kernels))
 
 
 def warm_model(model: Model) -> None:

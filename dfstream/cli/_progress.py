@@ -40,7 +40,8 @@ def loading(quiet: bool = False) -> Iterator[Callable[[str], None]]:
 
         def compiling(kernel: str) -> None:
             done.append(kernel)
-            status.update(f"first run: compiling for this machine, kernel {len(done)} ({kernel})")
+            name = kernel.removeprefix("dfstream.")
+            status.update(f"first run: compiling for this machine, {len(done)} so far ({name})")
 
         with watching(compiling):
             yield status.update

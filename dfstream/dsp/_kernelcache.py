@@ -24,10 +24,11 @@ from dfstream.diskcache import Store, source_digest, source_folders
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["PACKAGES", "keep_on_disk", "kept_in", "kernels_in", "store", "watching"]
+__all__ = ["PACKAGES", "full_name", "keep_on_disk", "kept_in", "kernels_in", "store", "watching"]
 
 #: numba says little about its types.
 _dumps: Any = serialize.dumps
+_Dispatcher: Any = dispatcher.Dispatcher
 _rebuild: Any = compiler.CompileResult._rebuild
 
 #: Subpackages that hold kernels.
@@ -61,13 +62,13 @@ def keep_on_disk(kernel: Any) -> None:
 
 @contextlib.contextmanager
 def watching(compiling: Callable[[str], None]) -> Iterator[None]:
-    """Call a function with the name of each kernel that is about to be compiled inside the block."""
+    """Call a function with the name of each kernel, or part of one, that is compiled inside the block."""
 
     class Listener(event.Listener):
         def on_start(self, event: Any) -> None:
             kernel = event.data["dispatcher"]
             if kernel.__module__.startswith("dfstream."):
-                compiling(kernel.__name__)
+                compiling(full_name(kernel))
 
         def on_end(self, event: Any) -> None:
             pass
@@ -76,10 +77,16 @@ def watching(compiling: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
+def full_name(kernel: Any) -> str:
+    """Return a kernel's name with that of its module."""
+    return f"{kernel.__module__}.{kernel.__name__}"
+
+
 def kernels_in(modules: Sequence[str]) -> list[Any]:
-    """Return the kernels that imported modules define."""
+    """Return the kernels that imported modules define; parts that are compiled with others are none."""
     values = (value for name in modules for value in vars(sys.modules[name]).values())
-    return [v for v in values if isinstance(v, dispatcher.Dispatcher) and v.__module__ in modules]
+    kernels = (v for v in values if isinstance(v, _Dispatcher) and not v._can_compile)
+    return list({full_name(kernel): kernel for kernel in kernels if kernel.__module__ in modules}.values())
 
 
 def kept_in(kernels: Sequence[Any]) -> str | None:
