@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,7 @@ __all__ = [
     "check_target",
     "cut_short",
     "display_name",
+    "native_name",
     "opened",
     "quantised",
     "read_block",
@@ -105,7 +107,7 @@ def opened(source: str) -> Iterator[soundfile.SoundFile]:
         if not path.stat().st_size:
             raise AudioError(f"{display_name(source)}: empty")
         try:
-            audio = stack.enter_context(soundfile.SoundFile(path))
+            audio = stack.enter_context(soundfile.SoundFile(native_name(path)))
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
             raise AudioError(
                 f"{display_name(source)}: not audio that can be read ({_reason(error)})",
@@ -204,7 +206,7 @@ def written(target: str, audio: soundfile.SoundFile) -> Iterator[soundfile.Sound
         format_ = _large_enough(format_, subtype, audio, target)
         try:
             with soundfile.SoundFile(
-                path, "w", audio.samplerate, audio.channels, subtype, format=format_
+                native_name(path), "w", audio.samplerate, audio.channels, subtype, format=format_
             ) as out:
                 for tag, text in audio.copy_metadata().items():
                     with contextlib.suppress(soundfile.LibsndfileError):  # not every format has every tag
@@ -265,6 +267,11 @@ def cut_short(source: str) -> AudioError:
         f"{display_name(source)}: cut short, the file ends before its end",
         hint="get it again, or save what there is, for example: ffmpeg -i IN OUT.wav",
     )
+
+
+def native_name(path: Path) -> str | bytes:
+    """Return a name as soundfile takes it: on POSIX one that is no text is still the name of a file."""
+    return os.fspath(path) if os.name == "nt" else os.fsencode(path)
 
 
 def display_name(source: str) -> str:

@@ -23,6 +23,7 @@ def dfstream(*args):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_warm_fills_the_cache_and_clear_empties_it(cache):
     first, second = (json.loads(dfstream("warm", "--json")) for _ in range(2))
     assert first["kernels"]["compiled"] == first["kernels"]["total"] > 0
@@ -39,6 +40,15 @@ def test_warm_fills_the_cache_and_clear_empties_it(cache):
     assert all(entry["bytes"] > 0 for entry in removed)
     assert [*cache.iterdir()] == []
     assert dfstream("warm", "--clear") == "nothing to remove\n"
+
+
+def test_clear(cache, capsys):
+    (cache / "kernels" / "tag").mkdir(parents=True)
+    (cache / "kernels" / "tag" / "kernel").write_bytes(bytes(3_000_000))
+    (cache / "archive.tar.gz").touch()
+    assert _run(["warm", "--clear"]) == 0
+    assert capsys.readouterr().out == f"removed {cache / 'kernels'}: 3.0 MB\n"
+    assert [path.name for path in cache.iterdir()] == ["archive.tar.gz"]
 
 
 def test_for_people(capsys):

@@ -55,6 +55,11 @@ def cli(capsys):
     return run
 
 
+def process(*args):
+    command = [sys.executable, "-m", "dfstream", "run", *map(str, args)]
+    return subprocess.run(command, capture_output=True, timeout=120)
+
+
 def tree(folder):
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
@@ -117,6 +122,24 @@ def test_a_single_file_into_a_folder(cli, recordings, tmp_path):
     assert cli(f"{recordings}/*.flac", f"{tmp_path}/new/")[0] == 0
     assert tree(tmp_path / "out") == {"a.wav"}
     assert tree(tmp_path / "new") == {"ünï 日本.flac"}
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are text there")
+def test_names_that_are_no_text(recordings, tmp_path):
+    name = os.fsdecode(b"not \xff text.wav")
+    (recordings / "a.wav").rename(recordings / name)
+    done = process(recordings, tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert statuses(json.loads(done.stdout))[name] == "ok"
+    assert (tmp_path / "out" / name).exists()
+
+
+def test_names_do_not_command_the_terminal(recordings, tmp_path):
+    (recordings / "evil\x1b[31m\n.wav").write_text("not audio")
+    done = process(recordings, tmp_path / "out")
+    assert done.returncode == 1
+    assert b"\x1b" not in done.stderr
+    assert len(done.stderr.splitlines()) == 3  # the failure, the closing line, the error
 
 
 def test_clipped_samples_are_counted(cli, tmp_path, noisy):

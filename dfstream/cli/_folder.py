@@ -179,7 +179,7 @@ def _display(plan: Plan, quiet: bool) -> Iterator[Callable[[Event], None]]:
 
     names = Column(no_wrap=True, overflow="ellipsis", ratio=1)
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[names]}", markup=False, table_column=names),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True, expand=True) as bar:
@@ -217,7 +217,9 @@ def _tell(outcome: Outcome | None) -> None:
 def _duration_s(job: Job) -> float:
     import soundfile
 
+    from dfstream.audiofile import native_name
+
     try:
-        return float(soundfile.info(job.source).duration)
+        return float(soundfile.info(native_name(job.source)).duration)
     except (soundfile.LibsndfileError, OSError, TypeError):
         return 0.0
