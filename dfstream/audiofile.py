@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,7 @@ __all__ = [
     "check_target",
     "cut_short",
     "display_name",
+    "native_name",
     "opened",
     "quantised",
     "read_block",
@@ -38,6 +40,12 @@ STANDARD_STREAM = "-"
 
 #: Integer sample formats.
 _BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
+
+#: Bytes of a sample in a WAV file.
+_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
+
+#: Samples of a WAV file; its other chunks, tags among them, have to fit as well.
+_MAX_WAV_BYTES = (1 << 32) - (1 << 20)
 
 #: libsndfile's length of a FLAC file that came through a pipe.
 _ENDLESS = (1 << 63) - 1
@@ -99,7 +107,7 @@ def opened(source: str) -> Iterator[soundfile.SoundFile]:
         if not path.stat().st_size:
             raise AudioError(f"{display_name(source)}: empty")
         try:
-            audio = stack.enter_context(soundfile.SoundFile(path))
+            audio = stack.enter_context(soundfile.SoundFile(native_name(path)))
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
             raise AudioError(
                 f"{display_name(source)}: not audio that can be read ({_reason(error)})",
@@ -195,9 +203,10 @@ def written(target: str, audio: soundfile.SoundFile) -> Iterator[soundfile.Sound
         # MP3 inside WAV is a format, but libsndfile only reads it
         keeps = soundfile.check_format(format_, audio.subtype) and not audio.subtype.startswith("MPEG")
         subtype = audio.subtype if keeps else None
+        format_ = _large_enough(format_, subtype, audio, target)
         try:
             with soundfile.SoundFile(
-                path, "w", audio.samplerate, audio.channels, subtype, format=format_
+                native_name(path), "w", audio.samplerate, audio.channels, subtype, format=format_
             ) as out:
                 for tag, text in audio.copy_metadata().items():
                     with contextlib.suppress(soundfile.LibsndfileError):  # not every format has every tag
@@ -207,6 +216,23 @@ def written(target: str, audio: soundfile.SoundFile) -> Iterator[soundfile.Sound
             raise UsageError(f"{target}: cannot be written ({_reason(error)})") from error
         if target == STANDARD_STREAM:
             _to_stdout(path)
+
+
+def _large_enough(format_: str, subtype: str | None, audio: soundfile.SoundFile, target: str) -> str:
+    """Return the container, RF64 in place of a WAV whose sizes would not fit their 32 bits."""
+    import soundfile
+
+    if format_ not in ("WAV", "WAVEX"):
+        return format_
+    subtype = subtype or soundfile.default_subtype(format_)
+    if audio.frames * audio.channels * _BYTES.get(subtype, 4) <= _MAX_WAV_BYTES:
+        return format_
+    if not soundfile.check_format("RF64", subtype):
+        raise UsageError(
+            f"{target}: more than 4 GiB, which a WAV file of {subtype} cannot hold",
+            hint="write .flac or .w64",
+        )
+    return "RF64"
 
 
 def _to_stdout(path: Path) -> None:
@@ -241,6 +267,11 @@ def cut_short(source: str) -> AudioError:
         f"{display_name(source)}: cut short, the file ends before its end",
         hint="get it again, or save what there is, for example: ffmpeg -i IN OUT.wav",
     )
+
+
+def native_name(path: Path) -> str | bytes:
+    """Return a name as soundfile takes it: on POSIX one that is no text is still the name of a file."""
+    return os.fspath(path) if os.name == "nt" else os.fsencode(path)
 
 
 def display_name(source: str) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from dfstream.diskcache import CACHE_VARIABLE, cache_root
 from dfstream.errors import ArchiveError, ModelError, UsageError
 
 __all__ = [
@@ -36,9 +37,6 @@ __all__ = [
 ]
 
 DEFAULT = "bundled"
-
-#: Environment variable that names the cache folder.
-CACHE_VARIABLE = "DFSTREAM_CACHE"
 
 _OFFICIAL = "MIT OR Apache-2.0"
 
@@ -209,12 +207,8 @@ def cache_dir() -> Path:
 
     It is ``$DFSTREAM_CACHE`` where that is set, else ``models`` in the user's cache folder for dfstream.
     """
-    override = os.environ.get(CACHE_VARIABLE)
-    if override:
-        return Path(override).expanduser().absolute()
-    import platformdirs
-
-    return platformdirs.user_cache_path("dfstream", appauthor=False) / "models"
+    root = cache_root()
+    return root if os.environ.get(CACHE_VARIABLE) else root / "models"
 
 
 def cache_path(known: KnownModel) -> Path:

@@ -13,7 +13,7 @@ import urllib.request
 from typing import TYPE_CHECKING, BinaryIO
 
 import dfstream
-from dfstream import atomic, catalog
+from dfstream import atomic, catalog, diskcache
 from dfstream.errors import DownloadError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def url_of(known: catalog.KnownModel, base_url: str | None = None) -> str:
 
 # -- one file --------------------------------------------------------------------------------------
 
-_CACHE_HINT = f"set {catalog.CACHE_VARIABLE} to a folder that can be written"
+_CACHE_HINT = f"set {diskcache.CACHE_VARIABLE} to a folder that can be written"
 _URL_HINT = f"{URL_VARIABLE} names another place to pull from"
 _OFFLINE_HINT = f"check the connection; {_URL_HINT}; the bundled model needs no network"
 

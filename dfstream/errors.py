@@ -29,6 +29,7 @@ __all__ = [
     "UnsupportedGraph",
     "UsageError",
     "VerifyFailed",
+    "one_line",
 ]
 
 
@@ -36,8 +37,8 @@ __all__ = [
 _LONGEST = 1000
 
 
-def _one_line(text: str) -> str:
-    """Escape what breaks a line or commands a terminal: names in a file are anybody's text."""
+def one_line(text: str) -> str:
+    """Escape what breaks a line or commands a terminal: names of files, and in files, are anybody's text."""
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -57,8 +58,8 @@ class DfstreamError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(_one_line(message))
-        self.hint = None if hint is None else _one_line(hint)
+        super().__init__(one_line(message))
+        self.hint = None if hint is None else one_line(hint)
 
 
 class UsageError(DfstreamError, ValueError):

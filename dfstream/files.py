@@ -12,13 +12,14 @@ import numpy as np
 
 from dfstream import atomic
 from dfstream.audiofile import check_target, cut_short, display_name, opened, quantised, read_block, written
+from dfstream.chunks import LOUDEST
 from dfstream.errors import AudioError
 from dfstream.offline import OFFLINE_BLOCK_FRAMES
 from dfstream.resampling import lead_in
 from dfstream.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
     from typing import TextIO
 
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from dfstream.config import ModelConfig
     from dfstream.model import Model
 
-__all__ = ["FileReport", "enhance_file"]
+    Passage = Generator[NDArray[np.float32] | None, NDArray[np.float32], int]
+
+__all__ = ["FileReport", "block_of", "enhance_file", "pass_through"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +132,9 @@ def enhance_file(
         )
         with written(target, audio) as out, _lsnr_track(lsnr, model, audio) as note:
             start = time.perf_counter()
-            clipped = _run(stream, audio, out, source, compensate_delay, progress, note)
+            delay = stream.delay_samples if compensate_delay else 0
+            passage = pass_through(audio, out, source, block_of(model), delay, progress)
+            clipped = _drive(passage, stream, note)
             seconds = time.perf_counter() - start
         return FileReport(
             audio.frames,
@@ -142,52 +147,100 @@ def enhance_file(
         )
 
 
-def _run(
-    stream: Stream,
+def block_of(model: Model) -> int:
+    """Return how many samples of a file to read at a time."""
+    return OFFLINE_BLOCK_FRAMES * model.config.hop_size
+
+
+def _drive(passage: Passage, stream: Stream, note: Callable[[NDArray[np.float32]], None]) -> int:
+    """Send all blocks of a file through a stream; return what the passage returns."""
+    x = next(passage)
+    while True:
+        y = stream.flush() if x is None else stream.process(x[:, 0] if stream.channels == 1 else x)
+        note(stream.lsnr)
+        try:
+            x = passage.send(y)
+        except StopIteration as end:
+            clipped: int = end.value
+            return clipped
+
+
+def pass_through(
     audio: soundfile.SoundFile,
     out: soundfile.SoundFile,
     source: str,
-    compensate_delay: bool,
+    block: int,
+    delay_samples: int,
     progress: Callable[[int, int], None],
-    note: Callable[[NDArray[np.float32]], None],
-) -> int:
-    """Pass all blocks through the stream; return how many output samples were beyond full scale."""
-    to_drop = stream.delay_samples if compensate_delay else 0
-    to_write, done, clipped = audio.frames, 0, 0
-    for y in _enhanced(stream, audio, source):
+) -> Passage:
+    """Give block after block of a file, then None for its end, and write what is sent back for each.
+
+    Parameters
+    ----------
+    audio, out : SoundFile
+        To read from and to write to.
+    source : str
+        How errors call it.
+    block : int
+        Samples to read at a time.
+    delay_samples : int
+        Samples to leave out at the beginning of what is sent.
+    progress : callable
+        Told how many samples of how many are written.
+
+    Yields
+    ------
+    ndarray[float32], shape (n, channels), or None
+
+    Returns
+    -------
+    int
+        Samples beyond full scale, which an integer format cuts off.
+
+    Raises
+    ------
+    AudioError
+        Cut short, or with samples that are no audio.
+    """
+    to_drop, to_write, clipped = delay_samples, audio.frames, 0
+    for x in _blocks(audio, source, block):
+        y = yield x
         dropped = min(to_drop, len(y))
         y = y[dropped : dropped + to_write]
         to_drop, to_write = to_drop - dropped, to_write - len(y)
         clipped += int(np.count_nonzero(np.abs(y) > 1.0))
         out.write(quantised(y, out.subtype))
-        note(stream.lsnr)
-        done += len(y)
-        progress(done, audio.frames)
+        progress(audio.frames - to_write, audio.frames)
     return clipped if "PCM" in out.subtype else 0
 
 
-def _enhanced(stream: Stream, audio: soundfile.SoundFile, source: str) -> Iterator[NDArray[np.float32]]:
-    read, block = 0, OFFLINE_BLOCK_FRAMES * stream.hop_size
+def _blocks(audio: soundfile.SoundFile, source: str, block: int) -> Iterator[NDArray[np.float32] | None]:
+    read = 0
     while len(x := read_block(audio, block, source)):
-        finite = np.isfinite(x).all(axis=1)
-        if not finite.all():
-            first = int(np.argmin(finite))
-            wrong = x[first][~np.isfinite(x[first])][0]
-            raise AudioError(
-                f"{display_name(source)}: sample {read + first} is {wrong}, expected a finite number",
-                hint="the file is damaged; make it again, best as integer PCM",
-            )
+        _check_samples(x, read, source)
         read += len(x)
-        y = stream.process(x[:, 0] if stream.channels == 1 else x)
-        if stream.stats.replaced:
-            raise AudioError(
-                f"{display_name(source)}: samples a million times beyond full scale",
-                hint="full scale is 1 in a file of floating-point numbers",
-            )
-        yield y
+        yield x
     if read != audio.frames:
         raise cut_short(source)
-    yield stream.flush()
+    yield None
+
+
+def _check_samples(x: NDArray[np.float32], read: int, source: str) -> None:
+    fine = np.abs(x) < LOUDEST  # false for NaN
+    if fine.all():
+        return
+    finite = np.isfinite(x)
+    if finite.all():
+        raise AudioError(
+            f"{display_name(source)}: samples a million times beyond full scale",
+            hint="full scale is 1 in a file of floating-point numbers",
+        )
+    first = int(np.argmin(finite.all(axis=1)))
+    wrong = x[first][~finite[first]][0]
+    raise AudioError(
+        f"{display_name(source)}: sample {read + first} is {wrong}, expected a finite number",
+        hint="the file is damaged; make it again, best as integer PCM",
+    )
 
 
 @contextlib.contextmanager

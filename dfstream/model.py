@@ -8,7 +8,7 @@ import threading
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dfstream import reading
+from dfstream import graphstore, reading
 from dfstream.errors import UnsupportedGraph
 from dfstream.interface import EXPORTS
 
@@ -156,8 +156,11 @@ class Model:
             if recipe.name not in self._graphs:
                 if self.has_patched(recipe):
                     self._graphs[recipe.name] = {stem: self._patched[stem] for stem in recipe.stems}
+                elif self._sources and (kept := graphstore.recall(self.sha256, recipe)):
+                    self._graphs[recipe.name] = kept
                 else:
                     self._graphs[recipe.name] = self.patch(recipe).files
+                    graphstore.remember(self.sha256, recipe, self._graphs[recipe.name])
             return self._graphs[recipe.name]
 
     def patch(self, recipe: Recipe) -> Patched:

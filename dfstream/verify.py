@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dfstream.backends.base import AUTO
 from dfstream.checking import reference_run, speech_clip
 from dfstream.dsp.stft import Analysis, Synthesis
 from dfstream.features import Features
@@ -75,7 +76,7 @@ class VerifyRow:
 def verify_model(
     model: Model,
     modes: Sequence[str],
-    backend: str | Backend = "ort-cpu",
+    backend: str | Backend = AUTO,
     goldens: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[VerifyRow]:
@@ -105,7 +106,7 @@ def verify_model(
             yield verify_golden(model, golden, mode, backend)
 
 
-def verify_export(model: Model, mode: str, backend: str | Backend = "ort-cpu") -> VerifyRow:
+def verify_export(model: Model, mode: str, backend: str | Backend = AUTO) -> VerifyRow:
     """Stream speech in noise and compare with the unpatched graphs run once over all of it."""
     x = speech_clip()
     stream = Stream(model, mode=mode, backend=backend, sample_rate=model.config.sample_rate)
@@ -114,7 +115,7 @@ def verify_export(model: Model, mode: str, backend: str | Backend = "ort-cpu") -
     return _row("export", mode, y, _whole(model, x)[: len(y)], None, limits)
 
 
-def verify_golden(model: Model, golden: Golden, mode: str, backend: str | Backend = "ort-cpu") -> VerifyRow:
+def verify_golden(model: Model, golden: Golden, mode: str, backend: str | Backend = AUTO) -> VerifyRow:
     """Stream a golden case in irregular chunks and compare with the Rust engine."""
     x, want, want_lsnr = golden.load()
     with warnings.catch_warnings():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,10 +50,32 @@ def official_folder(name: str) -> Path:
     return folder
 
 
+#: A folder for compiled kernels that all tests share.
+_SHARED = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled kernels, between runs as well: modules of tests compile some before any fixture could."""
+    if cache := getattr(config, "cache", None):
+        shared = Path(cache.mkdir("dfstream"))
+    else:
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        shared = Path(folder.name)
+    (shared / "kernels").mkdir(exist_ok=True)
+    config.stash[_SHARED] = shared / "kernels"
+    os.environ["DFSTREAM_CACHE"] = str(shared)
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees or touches the user's cache."""
-    monkeypatch.setenv("DFSTREAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+def _own_cache(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test sees or touches the user's cache; compiled kernels are shared, for the sake of time."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DFSTREAM_CACHE", str(cache))
+    with contextlib.suppress(OSError):  # not everybody may make links
+        (cache / "kernels").symlink_to(pytestconfig.stash[_SHARED], target_is_directory=True)
 
 
 @pytest.fixture(scope="session")

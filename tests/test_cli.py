@@ -23,7 +23,7 @@ from dfstream.model import Model
 from dfstream.modes.base import find_mode, mode_names
 
 RATE = 48_000
-COMMANDS = ("run", "patch", "inspect", "models")
+COMMANDS = ("run", "patch", "inspect", "models", "warm")
 OFFICIAL_NOT_HERE = "dfn2-ll"
 
 as_root = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -143,8 +143,9 @@ def test_no_command_is_usage(cli):
         (["nonsense"], "nonsense"),
         (["--nonsense"], "--nonsense"),
         (["run"], "IN"),
-        (["run", "a.wav"], "OUT"),
-        (["run", "a", "b", "c"], "c"),
+        (["run", "a.wav"], "IN"),
+        (["run", "--jobs", "2", "a.wav", "b.wav"], "--jobs"),
+        (["run", "--report", "r.json", "a.wav", "b.wav"], "--report"),
         (["run", "--threads", "0", "a", "b"], "--threads"),
         (["patch"], "MODEL"),
         (["inspect", "--nonsense"], "--nonsense"),
@@ -331,7 +332,10 @@ def test_run_json_and_audio_cannot_share_stdout(refused, noisy_wav):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are of POSIX")
-def test_run_interrupted(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "says"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_run_interrupted(tmp_path, number, code, says):
     source = tmp_path / "long.wav"
     soundfile.write(source, np.zeros(RATE, np.int16), RATE)
     size = 3600 * RATE * 2
@@ -347,10 +351,10 @@ def test_run_interrupted(tmp_path):
     while not any(p.stat().st_size > 100_000 for p in (tmp_path / "out").iterdir()):
         assert child.poll() is None
         time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     out, err = child.communicate(timeout=60)
-    assert (child.returncode, out) == (130, b"")
-    assert err.decode().strip() == "error: interrupted"
+    assert (child.returncode, out) == (code, b"")
+    assert err.decode().strip() == f"error: {says}"
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -365,9 +369,7 @@ def broken(tmp_path, noisy):
         x, path = noisy[:30_000].copy(), tmp_path / f"in.{kind.partition('.')[2] or 'wav'}"
         if kind == "missing":
             return path
-        if kind == "folder":
-            path.mkdir()
-        elif kind == "empty":
+        if kind == "empty":
             path.touch()
         elif kind == "text":
             path.write_text("This is no audio.\n" * 100)
@@ -392,7 +394,6 @@ def broken(tmp_path, noisy):
     ("kind", "says"),
     [
         ("missing", "no such file"),
-        ("folder", "not a file"),
         ("empty", "empty"),
         ("text", "not audio"),
         ("rate", "4000 Hz, expected 8000 to 192000 Hz"),
@@ -417,7 +418,7 @@ def test_run_refuses_inputs(refused, broken, tmp_path, kind, says):
         (["--model", "nonsense"], 2, "no model 'nonsense'"),
         (["--model", OFFICIAL_NOT_HERE], 3, f"hint: dfstream models pull {OFFICIAL_NOT_HERE}"),
         (["--mode", "nonsense"], 2, "unknown mode 'nonsense', choose from incremental"),
-        (["--backend", "nonsense"], 2, "unknown backend 'nonsense', choose from ort-cpu"),
+        (["--backend", "nonsense"], 2, "unknown backend 'nonsense', choose from auto, numba, ort-cpu"),
         (["--parity", "nonsense"], 2, "'rust', 'python'"),
         (["--atten-lim-db", "-1"], 2, "--atten-lim-db"),
         (["--atten-lim-db", "nan"], 2, "nan"),
@@ -446,7 +447,7 @@ def test_run_refuses_a_mode_without_window(refused, noisy_wav, tmp_path, synthet
     [
         ("noisy.wav", "exists\nhint: use --force"),
         ("none/out.wav", "none does not exist"),
-        (".", "is a folder"),
+        (".", "would take the place of an input"),
         ("out.xyz", "unknown audio format '.xyz'"),
         ("out", "unknown audio format '(no suffix)'"),
     ],

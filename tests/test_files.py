@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dfstream import Stream, enhance
+from dfstream import Stream, audiofile, enhance
 from dfstream.containers import is_cut_short
 from dfstream.errors import AudioError, UsageError
 from dfstream.files import enhance_file
@@ -339,3 +339,32 @@ def test_in_place(x, write, bundled):
 def test_refuses_unknown_suffixes(x, write, bundled, tmp_path, name, found):
     with pytest.raises(UsageError, match=f"unknown audio format {found}"):
         run(write("in.wav", x), tmp_path / name, bundled)
+
+
+# -- more than 4 GiB -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format_", ["WAV", "WAVEX", "FLAC"])
+def test_what_a_wav_file_cannot_hold_becomes_rf64(x, write, bundled, tmp_path, monkeypatch, format_):
+    source = write(f"in.{SUFFIX_OF[format_]}", x, "PCM_24", format=format_)
+    monkeypatch.setattr(audiofile, "_MAX_WAV_BYTES", 3 * len(x))
+    run(source, tmp_path / "fits.wav", bundled)
+    assert soundfile.info(tmp_path / "fits.wav").format in ("WAV", "WAVEX")
+    monkeypatch.setattr(audiofile, "_MAX_WAV_BYTES", 3 * len(x) - 1)
+    _, y = run(source, tmp_path / "large.wav", bundled)
+    found = soundfile.info(tmp_path / "large.wav")
+    assert (found.format, found.subtype, found.frames) == ("RF64", "PCM_24", len(x))
+    np.testing.assert_array_equal(y, soundfile.read(tmp_path / "fits.wav", dtype="float32")[0])
+    assert not is_cut_short(tmp_path / "large.wav", "RF64")
+
+
+def test_the_limit_of_wav_is_that_of_its_sizes():
+    assert 0.99 * 2**32 < audiofile._MAX_WAV_BYTES < 2**32
+
+
+def test_what_rf64_cannot_hold_either_is_refused(x, write, bundled, tmp_path, monkeypatch):
+    source = write("in.wav", x, "IMA_ADPCM")
+    monkeypatch.setattr(audiofile, "_MAX_WAV_BYTES", len(x))
+    with pytest.raises(UsageError, match="more than 4 GiB"):
+        run(source, tmp_path / "out.wav", bundled)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.wav"]

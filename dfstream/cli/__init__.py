@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 from typing import Any
 
@@ -45,7 +46,7 @@ class _Commands(click.Group):
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 model, 4 backend, 5 audio, 6 verification failed, "
-    '130 interrupted. Shell completion: eval "$(_DFSTREAM_COMPLETE=bash_source dfstream)".',
+    '130 interrupted, 143 terminated. Shell completion: eval "$(_DFSTREAM_COMPLETE=bash_source dfstream)".',
 )
 @click.version_option(package_name="dfstream", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -58,7 +59,17 @@ def main(args: list[str] | None = None) -> None:
     Expected failures print ``error:`` and ``hint:`` lines, never a stack trace; ``DFSTREAM_DEBUG=1`` in
     the environment shows the trace of any failure.
     """
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_run(args))
+
+
+class _Terminated(KeyboardInterrupt):
+    """Asked to end by another program: cleans up as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough; a second must not stop the cleaning up
+    raise _Terminated
 
 
 def _run(args: list[str] | None) -> int:
@@ -68,7 +79,9 @@ def _run(args: list[str] | None) -> int:
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as request:
         return request.exit_code
-    except click.Abort:
+    except click.Abort as abort:
+        if isinstance(abort.__cause__, _Terminated):
+            return _fail("terminated", None, 143)
         return _fail("interrupted", None, 130)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

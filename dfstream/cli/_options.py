@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["json_option", "mode_names", "print_json", "stderr_console"]
+__all__ = ["json_option", "mode_names", "print_json"]
 
 
 class NameOf(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
@@ -46,10 +46,10 @@ def mode_names() -> list[str]:
 
 
 def backend_names() -> list[str]:
-    """Names of the backends."""
-    from dfstream.backends.base import backend_names
+    """Names of the backends, and what stands for the quickest one."""
+    from dfstream.backends.base import AUTO, backend_names
 
-    return backend_names()
+    return [AUTO, *backend_names()]
 
 
 MODE = NameOf("mode", mode_names)
@@ -61,10 +61,3 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 def print_json(value: Any) -> None:
     """Print a result for scripts."""
     click.echo(json.dumps(value, indent=2))
-
-
-def stderr_console() -> Any:
-    """Console for progress and remarks: standard output belongs to results."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)

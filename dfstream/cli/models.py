@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from dfstream import catalog
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    Progress = Callable[[int, int | None], None]
+from dfstream.cli._progress import progress_bar
 
 #: Columns where nobody has told how wide the output may be: a pipe or a file.
 _PIPE_WIDTH = 200
@@ -58,7 +53,7 @@ def pull(names: tuple[str, ...], force: bool, quiet: bool) -> None:
     for name in names:
         location = catalog.locate(name)
         cached = not force and location is not None and location.origin == "cached"
-        with _progress(name, shown=not quiet and sys.stderr.isatty()) as progress:
+        with progress_bar(name, quiet=quiet, in_bytes=True) as progress:
             path = download.pull(name, progress=progress, force=force)
         if not quiet:
             click.echo(f"{name}: {'already cached' if cached else 'pulled'}, {path}")
@@ -138,18 +133,3 @@ def _print_table(entries: list[dict[str, Any]]) -> None:
             entry["sha256"][:_SHORT_HASH] if entry["sha256"] is not None else "unknown",
         )
     Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, markup=False, highlight=False).print(table)
-
-
-@contextlib.contextmanager
-def _progress(name: str, *, shown: bool) -> Iterator[Progress | None]:
-    """Give a callback that draws a bar on stderr, or None where nobody would see it."""
-    if not shown:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfstream.cli._options import MODE, json_option, print_json, stderr_console
+from dfstream.cli._options import MODE, json_option, print_json
+from dfstream.cli._progress import loading
 
 if TYPE_CHECKING:
     from dfstream.patching import PatchResult
@@ -57,8 +58,7 @@ def command(
     --canonical            combined_canonical.onnx
     --lean                 combined_lean.onnx
     """
-    console = stderr_console()
-    with console.status("loading") as status:
+    with loading() as show:
         from dfstream.model import Model
         from dfstream.patching import patch_model, target_folder
 
@@ -71,7 +71,7 @@ def command(
             lean=lean,
             check=check,
             force=force,
-            progress=status.update,
+            progress=show,
         )
     if as_json:
         print_json({"folder": str(folder), "results": [_as_dict(result) for result in results]})

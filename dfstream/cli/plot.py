@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfstream.cli._options import stderr_console
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from dfstream.cli._progress import loading, progress_bar
 
 
 @click.command(short_help="Draw a recording before and after.")
@@ -55,31 +50,16 @@ def command(
     """
     if model is not None and lsnr is not None:
         raise click.UsageError("--model and --lsnr exclude each other: both say where the local SNR is from")
-    console = stderr_console()
-    with contextlib.nullcontext() if quiet else console.status("loading"):
+    with loading(quiet):
         from dfstream.plotting import check_before, plot_files
 
         check_before(report, force)
         from dfstream.model import Model
 
         origin = lsnr if lsnr is not None else Model.load(model)
-    with warnings.catch_warnings(), _progress(console, quiet) as progress:
+    with warnings.catch_warnings(), progress_bar("listening", quiet=quiet) as progress:
         # a name with letters that the font lacks gets boxes in their place: it is seen in the picture
         warnings.filterwarnings("ignore", "Glyph")
         plot_files(source, target, report, origin, title=title, force=force, progress=progress)
     if not quiet:
         click.echo(f"drawn: {report}", err=True)
-
-
-@contextlib.contextmanager
-def _progress(console: Any, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal, nothing elsewhere."""
-    if quiet or not console.is_terminal:
-        yield lambda _done, _total: None
-        return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("listening"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("listening", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfstream.cli._options import BACKEND, MODE, json_option, print_json, stderr_console
+from dfstream.cli._folder import ManyFiles, run_folder
+from dfstream.cli._options import BACKEND, MODE, json_option, print_json
+from dfstream.cli._progress import loading, progress_bar, warnings_as_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from dfstream.files import FileReport
 
 
-@click.command(short_help="Enhance an audio file.")
-@click.argument("source", metavar="IN", type=click.Path())
+@click.command(short_help="Enhance audio files.")
+@click.argument("sources", metavar="IN...", type=click.Path(), nargs=-1, required=True)
 @click.argument("target", metavar="OUT", type=click.Path())
 @click.option(
     "-m", "--model", default="bundled", show_default=True,
@@ -27,7 +25,15 @@ if TYPE_CHECKING:
 @click.option(
     "--mode", type=MODE, default="incremental", show_default=True, help="How the graphs are driven."
 )
-@click.option("--backend", type=BACKEND, default="ort-cpu", show_default=True, help="What runs them.")
+@click.option(
+    "--backend", type=BACKEND, default="auto", show_default=True,
+    help="What runs them; auto takes the quickest that serves.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(["float32", "int16", "fp16", "int8"]), default="float32",
+    show_default=True,
+    help="How weights are stored: less than float32 is quicker and inexact; see MODES.md.",
+)  # fmt: skip
 @click.option(
     "--parity", type=click.Choice(["rust", "python"]), default="rust", show_default=True,
     help="Begin and end as DeepFilterNet's Rust engine or as its Python package.",
@@ -69,17 +75,36 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads of the backend."
 )
-@click.option("-f", "--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("-r", "--recursive", is_flag=True, help="Many files: also those of folders inside folders.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1, 256), default=1, show_default=True,
+    help="Many files: how many at the same time, each on a core of its own.",
+)  # fmt: skip
+@click.option(
+    "--format", "suffix", metavar="SUFFIX", default=None,
+    help="Many files: write wav, flac, ogg, ...; each as its source by default.",
+)  # fmt: skip
+@click.option("--resume", is_flag=True, help="Many files: skip those whose result is newer than they are.")
+@click.option(
+    "--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Many files: write what became of each to FILE, as JSON.",
+)  # fmt: skip
+@click.option("-f", "--force", is_flag=True, help="Replace what exists.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar, no closing line.")
 @json_option
 def command(
-    source: str,
+    sources: tuple[str, ...],
     target: str,
     model: str,
     no_compensate_delay: bool,
     force: bool,
     quiet: bool,
     as_json: bool,
+    recursive: bool,
+    jobs: int,
+    suffix: str | None,
+    resume: bool,
+    report: Path | None,
     **options: Any,
 ) -> None:
     """Enhance the speech in IN and write it to OUT, as long as IN and aligned with it.
@@ -87,29 +112,60 @@ def command(
     IN is a file of any rate from 8 to 192 kHz and any number of channels: WAV, FLAC, OGG. OUT has the same
     rate and channels; its suffix decides its format. A dash stands for standard input or output, as WAV.
 
+    With a folder, a pattern or several files as IN, OUT is a folder: it gets a file of the same name for
+    each, at the same place below it. One file that fails does not stop the others; the exit code is then 1.
+
     \b
     dfstream run noisy.wav enhanced.wav
     dfstream run noisy.flac enhanced.flac --model dfn3 --atten-lim-db 18
     ffmpeg -i call.mp4 -f wav - | dfstream run - - > clean.wav
+    dfstream run recordings/ enhanced/ --recursive --jobs 4 --resume
     """
+    from dfstream.planning import is_folder_like, is_pattern
+
+    many = ManyFiles(recursive, jobs, suffix, resume, report)
+    if len(sources) > 1 or is_pattern(sources[0]) or is_folder_like(sources[0]) or is_folder_like(target):
+        run_folder(
+            sources,
+            target,
+            model,
+            many,
+            compensate_delay=not no_compensate_delay,
+            force=force,
+            quiet=quiet,
+            as_json=as_json,
+            **options,
+        )
+    elif many.given:
+        names = "--recursive, --jobs, --format, --resume and --report"
+        raise click.UsageError(f"{names} are for many files; a folder's name may end with /")
+    else:
+        _run_one(sources[0], target, model, not no_compensate_delay, force, quiet, as_json, options)
+
+
+def _run_one(
+    source: str,
+    target: str,
+    model: str,
+    compensate_delay: bool,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
     if as_json and target == "-":
         raise click.UsageError("--json and OUT '-' both want standard output")
-    console = stderr_console()
-    with (
-        console.status("loading (the very first run compiles its kernels)")
-        if not quiet
-        else contextlib.nullcontext()
-    ):
+    with loading(quiet):
         from dfstream.files import enhance_file
         from dfstream.model import Model
 
         loaded = Model.load(model)
-    with _warnings_as_lines(), _progress(console, quiet) as progress:
+    with warnings_as_lines(), progress_bar("enhancing", quiet=quiet) as progress:
         report = enhance_file(
             source,
             target,
             loaded,
-            compensate_delay=not no_compensate_delay,
+            compensate_delay=compensate_delay,
             force=force,
             progress=progress,
             **options,
@@ -123,29 +179,6 @@ def command(
         print_json(_as_dict(report, target, loaded.name))
     elif not quiet:
         click.echo(_closing_line(report, target), err=True)
-
-
-@contextlib.contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Show each warning of the package as one line."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
-        yield
-
-
-@contextlib.contextmanager
-def _progress(console: Any, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal, nothing elsewhere."""
-    if quiet or not console.is_terminal:
-        yield lambda _done, _total: None
-        return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("enhancing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("enhancing", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _closing_line(report: FileReport, target: str) -> str:

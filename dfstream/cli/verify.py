@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfstream.cli._options import BACKEND, MODE, json_option, print_json, stderr_console
+from dfstream.cli._options import BACKEND, MODE, json_option, print_json
+from dfstream.cli._progress import loading
 
 if TYPE_CHECKING:
     from dfstream.verify import VerifyRow
@@ -22,7 +23,7 @@ _HEADER = f"{'case':34s} {'mode':22s} {'SNR':>9s} {'largest':>9s} {'error rms':>
     "-m", "--model", "models", multiple=True, default=["bundled"], show_default=True, help="May be repeated."
 )
 @click.option("--mode", "modes", type=MODE, multiple=True, help="May be repeated; all modes by default.")
-@click.option("--backend", type=BACKEND, default="ort-cpu", show_default=True)
+@click.option("--backend", type=BACKEND, default="auto", show_default=True)
 @click.option(
     "--golden", type=click.Path(path_type=Path), metavar="DIR",
     help="Outputs of the Rust engine to compare with; ./golden if it is there.",
@@ -44,10 +45,10 @@ def command(
     if golden is None and Path("golden").is_dir():
         golden = Path("golden")
     rows: list[tuple[str, VerifyRow]] = []
-    with stderr_console().status("loading") as status:
+    with loading() as show:
         for name in models:
             model = Model.load(name)
-            for row in verify_model(model, modes or mode_names(), backend, golden, status.update):
+            for row in verify_model(model, modes or mode_names(), backend, golden, show):
                 rows.append((model.name, row))
     if as_json:
         print_json([{"model": model, **_plain(row)} for model, row in rows])

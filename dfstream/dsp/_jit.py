@@ -7,6 +7,7 @@ writes to one of those.
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,8 +41,8 @@ def writes(dtype: Any, ndim: int) -> Any:
 def jit(*arguments: Any) -> Callable[[_Kernel], _Kernel]:
     """Compile a kernel that takes these types and returns nothing.
 
-    The machine code is kept in numba's cache on disk. Where there is no place for one (a read-only
-    installation without a home folder, code inside an archive) each process compiles its own.
+    The machine code is kept in the user's cache folder (`dfstream.diskcache`). Where it cannot be, each
+    process compiles its own.
 
     Parameters
     ----------
@@ -51,12 +52,14 @@ def jit(*arguments: Any) -> Callable[[_Kernel], _Kernel]:
     signature = types.void(*arguments)
 
     def compile_kernel(function: _Kernel) -> _Kernel:
-        kernel: _Kernel
-        try:
-            kernel = _njit(signature, cache=True)(function)
-        except (RuntimeError, OSError):  # no locator for a cache, or its disk is full
-            kernel = _njit(signature)(function)
-        return kernel
+        kernel: Any = _njit(function)
+        if kernel is function:  # NUMBA_DISABLE_JIT
+            return function
+        _keep_on_disk(kernel)
+        kernel.compile(signature)
+        kernel.disable_compile()
+        compiled: _Kernel = kernel
+        return compiled
 
     return compile_kernel
 
@@ -65,3 +68,11 @@ def inner(function: _Part) -> _Part:
     """Compile a part of kernels, together with each of them; ``a * b + c`` may round once."""
     part: Any = numba.njit(nogil=True, fastmath={"contract"}, error_model="numpy")(function)
     return part  # type: ignore[no-any-return]
+
+
+def _keep_on_disk(kernel: Any) -> None:
+    """Let a kernel come from disk if it can; what looks inside numba may fail with any other numba."""
+    with contextlib.suppress(Exception):
+        from dfstream.dsp import _kernelcache
+
+        _kernelcache.keep_on_disk(kernel)
