@@ -145,10 +145,10 @@ class Engine:
         The stages are None where all are `Stage.FULL`.
         """
         T = feat_erb.shape[2]
-        unfed = min(T, max(0, self._unfed - self.frames))
+        before = self.frames
         self.frames += T
-        if unfed:
-            return self._step_unfed(feat_erb, feat_spec, unfed)
+        if before < self._unfed:
+            return self._step_unfed(feat_erb, feat_spec, min(T, self._unfed - before))
         stages = None
         if self._gated:
             net, stages = self._mode.step_gated(feat_erb, feat_spec, self._options.thresholds)

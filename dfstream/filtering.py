@@ -101,7 +101,8 @@ class SpectralFilter:
         self._stages = line(held, dtype=np.int8, initial=_FULL)
         self._newest = Scratch(lanes * max_frames * config.bins, np.complex64)
         self._out = Scratch(lanes * max_frames * config.bins, np.complex64)
-        self._full = np.full((lanes, max_frames), _FULL, np.int8)
+        self._full = Scratch(lanes * max_frames, np.int8)
+        self._full.shaped(lanes * max_frames)[:] = _FULL
         self.post_filter_bins = np.full(lanes, config.bins - config.bins % 4, np.intp)
 
     @property
@@ -162,13 +163,13 @@ class SpectralFilter:
         n, T, bins = spec.shape
         gains, coefs = np.ascontiguousarray(gains, np.float32), np.ascontiguousarray(coefs, np.float32)
         if stages is None:
-            stages = self._full[:n, :T]
+            stages = self._full.shaped(n, T)
         else:
-            stages = np.broadcast_to(stages, (n, T))
+            stages = np.ascontiguousarray(np.broadcast_to(stages, (n, T)))
             gains = _staged(gains, stages)
         noisy = self._noisy.extend(spec, lanes)
         coefs = self._coefs.extend(coefs, lanes)
-        stages = np.ascontiguousarray(self._stages.extend(stages, lanes))
+        stages = self._stages.extend(stages, lanes)
         out: NDArray[np.complex64] = self._out.shaped(n, T, bins)
         deep_filter(self._mask(noisy, gains, out, lanes), coefs, stages, _FULL, out)
         if beta is not None:

@@ -22,7 +22,6 @@ from dfstream.resampling import RateConverter, check_rate, lead_in, longest_wait
 from dfstream.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
@@ -400,16 +399,17 @@ class Stream:
         )
         return y.T.copy(), lsnr
 
-    def _blocks(self, x: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    def _blocks(self, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Cut into blocks what waits and what is new; keep the rest."""
+        if len(x) == self._block and not len(self._waiting):
+            return [x]
         if len(self._waiting):
             x = np.concatenate([self._waiting, x])
             self._waiting = self._waiting[:0]
         whole = len(x) - len(x) % self._block
         if whole < len(x):
             self._waiting = x[whole:].copy()
-        for start in range(0, whole, self._block):
-            yield x[start : start + self._block]
+        return [x[start : start + self._block] for start in range(0, whole, self._block)]
 
     def _waiting_hops(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Run the whole hops that still wait for their block: silence among them is silence as ever."""

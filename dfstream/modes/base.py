@@ -185,6 +185,8 @@ def check_results(net: NetOutput, config: ModelConfig, streams: int, frames: int
     """
     B, T = streams, frames
     shapes = (B, T, 1), (B, 1, T, config.nb_erb), (B, T, config.nb_df, 2 * config.df_order)
+    if (net.lsnr.shape, net.m.shape, net.coefs.shape) == shapes:  # every hop passes here
+        return
     for name, result, shape in zip(NetOutput._fields, net, shapes, strict=True):
         if result.shape != shape:
             raise UnsupportedGraph(
