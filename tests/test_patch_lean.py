@@ -106,7 +106,7 @@ def test_doing_it_again_gives_the_same_bytes(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "nodes", "state"), [("dfn3", 98, 5568), ("dfn2", 97, 5568), ("dfn2-ll", 97, 3648)]
+    ("name", "nodes", "state"), [("dfn3", 98, 5568), ("dfn2", 96, 5568), ("dfn2-ll", 96, 3648)]
 )
 def test_size_at_the_official_widths(name, nodes, state):
     data = oracle.full_size(name).graphs(RECIPE)["combined_lean"]
