@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfstream import atomic, containers
+from dfstream.chunks import MAX_CHANNELS
 from dfstream.errors import AudioError, UsageError
 from dfstream.resampling import RATES_HZ
 
@@ -40,8 +41,6 @@ _BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 
 #: libsndfile's length of a FLAC file that came through a pipe.
 _ENDLESS = (1 << 63) - 1
-
-_MAX_CHANNELS = 64
 
 
 def quantised(y: NDArray[np.float32], subtype: str) -> NDArray[np.float32] | NDArray[np.int32]:
@@ -144,9 +143,9 @@ def _check_audio(audio: soundfile.SoundFile, source: str) -> None:
             f"{display_name(source)}: {audio.samplerate} Hz, expected {low} to {high} Hz",
             hint="resample it first, for example: ffmpeg -i IN -ar 48000 OUT.wav",
         )
-    if audio.channels > _MAX_CHANNELS:
+    if audio.channels > MAX_CHANNELS:
         raise AudioError(
-            f"{display_name(source)}: {audio.channels} channels, expected at most {_MAX_CHANNELS}"
+            f"{display_name(source)}: {audio.channels} channels, expected at most {MAX_CHANNELS}"
         )
 
 

@@ -103,7 +103,7 @@ def _speech_features(model: Model) -> Arrays:
 
     c, audio = model.config, speech_clip()
     T = min(_FRAMES, len(audio) // c.hop_size)
-    spec = Analysis(c.fft_size, c.hop_size, T).process(audio[: T * c.hop_size])
+    spec = Analysis(c.fft_size, c.hop_size, T).process(audio[None, : T * c.hop_size])
     return dict(zip(FEATURES, Features(c, T).process(spec), strict=True))
 
 

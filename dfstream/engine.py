@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dfstream.dsp.stft import Analysis, Synthesis
-from dfstream.features import Features
-from dfstream.filtering import SpectralFilter, mask_post_filter
+from dfstream.filtering import mask_post_filter
 from dfstream.gating import Stage, Thresholds
 from dfstream.modes.base import NetOutput, check_results
+from dfstream.signalpath import Analysed, SignalPath
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from dfstream.config import ModelConfig
     from dfstream.modes.base import Mode
 
-__all__ = ["ChannelMask", "Engine", "EngineOptions", "Parity", "PostFilterKind"]
+__all__ = ["ChannelMask", "Engine", "EngineOptions", "Parity", "PostFilterKind", "no_output"]
 
 Parity = Literal["rust", "python"]
 ChannelMask = Literal["none", "max", "mean"]
@@ -45,17 +46,6 @@ class EngineOptions:
     post_filter_kind: PostFilterKind = "spectrum"
 
 
-class _Channel:
-    """Signal processing and its memory for one channel."""
-
-    def __init__(self, config: ModelConfig, max_frames: int) -> None:
-        self.analysis = Analysis(config.fft_size, config.hop_size, max_frames)
-        self.features = Features(config, max_frames)
-        self.filter = SpectralFilter(config, max_frames)
-        self.synthesis = Synthesis(config.fft_size, config.hop_size, max_frames)
-        self.parts = (self.analysis, self.features, self.filter, self.synthesis)
-
-
 class Engine:
     """Enhance blocks of hops at the model's rate.
 
@@ -70,27 +60,32 @@ class Engine:
         self._mode = mode
         self._options = options
         self._config = config = mode.model.config
-        self._channels = [_Channel(config, options.block_frames) for _ in range(options.channels)]
+        self._signal = SignalPath(config, options.block_frames, options.channels)
         # libDF runs its post-filter over all channels end to end, four values at a time, and leaves the
         # rest alone: the last bins of the last channel
-        left_alone = config.bins * options.channels % 4
-        for index, channel in enumerate(self._channels):
-            last = index == options.channels - 1
-            channel.filter.post_filter_bins = config.bins - (left_alone if last else 0)
+        self._signal.post_filter_bins[:] = config.bins
+        self._signal.post_filter_bins[-1] -= config.bins * options.channels % 4
+        #: First frames that the network is not fed.
+        self._unfed = config.conv_lookahead if options.parity == "python" else 0
+        self._gated = not options.thresholds.never_trigger
+        self._shares_mask = options.channel_mask != "none" and options.channels > 1
+        self._sharpens_mask = options.post_filter_kind == "mask"
         self.reset()
 
     def reset(self) -> None:
         """Forget the past."""
         self._mode.reset()
-        for channel in self._channels:
-            for part in channel.parts:
-                part.reset()
+        self._signal.reset()
         self.frames = 0
 
     # -- the signal's way --------------------------------------------------------------------------
 
     def process(
-        self, x: NDArray[np.float32], beta: float, noisy_gain: float, skip_silence: bool | None = None
+        self,
+        x: NDArray[np.float32],
+        beta: NDArray[np.float32] | None = None,
+        noisy_gain: NDArray[np.float32] | None = None,
+        skip_silence: bool | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Take T hops all the way.
 
@@ -98,105 +93,88 @@ class Engine:
         ----------
         x : ndarray[float32], shape (channels, T * hop)
             One to ``block_frames`` hops.
-        beta : float
-            Strength of the post-filter.
-        noisy_gain : float
-            Share of the noisy spectrum that stays.
+        beta : ndarray[float32], shape (channels,), optional
+            Strength of the post-filter; none at all by default.
+        noisy_gain : ndarray[float32], shape (channels,), optional
+            Share of the noisy spectrum that stays; nothing by default.
         skip_silence : bool, optional
             Overrides the option, for the end of a stream.
 
         Returns
         -------
         y : ndarray[float32], shape (channels, T * hop)
-            Fresh.
+            May be a view of an internal buffer, overwritten by the next call.
         lsnr : ndarray[float32], shape (T,), dB
         """
-        if skip_silence is None:
-            skip_silence = self._options.skip_silence
-        if skip_silence:
+        if self._options.skip_silence if skip_silence is None else skip_silence:
             heard = self._heard(x)
             if not heard.all():
                 return self._process_heard(x, heard, beta, noisy_gain)
-        specs = [c.analysis.process(samples) for c, samples in zip(self._channels, x, strict=True)]
-        features = [c.features.process(spec) for c, spec in zip(self._channels, specs, strict=True)]
-        feat_erb, feat_spec = (_batch([f[i] for f in features]) for i in (0, 1))
-        return self.process_frames(specs, feat_erb, feat_spec, beta, noisy_gain)
+        return self._enhance(self._signal.analyse(x), beta, noisy_gain)
 
-    def process_frames(
-        self,
-        specs: list[NDArray[np.complex64]],
-        feat_erb: NDArray[np.float32],
-        feat_spec: NDArray[np.float32],
-        beta: float,
-        noisy_gain: float,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Take T spectra of every channel and their features from the network on; as `process`."""
-        net, stages = self._step(feat_erb, feat_spec)
-        gains = self._gains(net.m[:, 0], beta)
-        beta = beta if self._options.post_filter_kind == "spectrum" else 0.0
-        y = np.empty((len(specs), feat_erb.shape[2] * self._config.hop_size), np.float32)
-        for index, (channel, spec) in enumerate(zip(self._channels, specs, strict=True)):
-            enhanced = channel.filter.process(spec, gains[index], net.coefs[index], stages, beta, noisy_gain)
-            y[index] = channel.synthesis.process(enhanced)
-        return y, net.lsnr[0, :, 0]
-
-    def finish(self, beta: float, noisy_gain: float) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    def finish(
+        self, beta: NDArray[np.float32] | None = None, noisy_gain: NDArray[np.float32] | None = None
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Feed zero spectra and zero *features* for the lookahead, as the Python package does at the end."""
-        c, channels, results = self._config, self._options.channels, []
+        c, channels = self._config, self._options.channels
         for start in range(0, c.delay_frames, self._options.block_frames):
             T = min(self._options.block_frames, c.delay_frames - start)
-            results.append(
-                self.process_frames(
-                    [np.zeros((T, c.bins), np.complex64)] * channels,
-                    np.zeros((channels, 1, T, c.nb_erb), np.float32),
-                    np.zeros((channels, 2, T, c.nb_df), np.float32),
-                    beta,
-                    noisy_gain,
-                )
+            silence = Analysed(
+                np.zeros((channels, T, c.bins), np.complex64),
+                np.zeros((channels, 1, T, c.nb_erb), np.float32),
+                np.zeros((channels, 2, T, c.nb_df), np.float32),
             )
-        return results
+            yield self._enhance(silence, beta, noisy_gain)
+
+    def _enhance(
+        self, frames: Analysed, beta: NDArray[np.float32] | None, noisy_gain: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Take frames from the network on; as `process`."""
+        net, stages = self._step(frames.feat_erb, frames.feat_spec)
+        gains = self._shared(net.m[:, 0]) if self._shares_mask else net.m[:, 0]
+        if self._sharpens_mask and beta is not None:
+            gains, beta = mask_post_filter(gains, beta[:, None, None]), None
+        y = self._signal.synthesise(frames.spec, gains, net.coefs, stages, beta, noisy_gain)
+        return y, net.lsnr[0, :, 0]
 
     def _step(
         self, feat_erb: NDArray[np.float32], feat_spec: NDArray[np.float32]
-    ) -> tuple[NetOutput, NDArray[np.int8]]:
-        """Run the network; in Python's way not on the frames that only look ahead of the first one."""
+    ) -> tuple[NetOutput, NDArray[np.int8] | None]:
+        """Run the network; in Python's way not on the frames that only look ahead of the first one.
+
+        The stages are None where all are `Stage.FULL`.
+        """
         T = feat_erb.shape[2]
-        skipped = 0
-        if self._options.parity == "python":
-            skipped = min(T, max(0, self._config.conv_lookahead - self.frames))
+        unfed = min(T, max(0, self._unfed - self.frames))
         self.frames += T
-        before = self._no_output(skipped)
-        if skipped == T:
-            return before, np.full(T, Stage.FULL, np.int8)
-        if skipped:
-            feat_erb, feat_spec = (np.ascontiguousarray(f[:, :, skipped:]) for f in (feat_erb, feat_spec))
-        if self._options.thresholds.never_trigger:
-            net, stages = self._mode.step(feat_erb, feat_spec), np.full(T - skipped, Stage.FULL, np.int8)
-        else:
+        if unfed:
+            return self._step_unfed(feat_erb, feat_spec, unfed)
+        stages = None
+        if self._gated:
             net, stages = self._mode.step_gated(feat_erb, feat_spec, self._options.thresholds)
-        check_results(net, self._config, self._options.channels, T - skipped)
-        if skipped:
-            net = NetOutput.join([before, net])
-            stages = np.concatenate([np.full(skipped, Stage.FULL, np.int8), stages])
+        else:
+            net = self._mode.step(feat_erb, feat_spec)
+        check_results(net, self._config, self._options.channels, T)
         return net, stages
 
-    def _gains(self, m: NDArray[np.float32], beta: float) -> NDArray[np.float32]:
-        """Share the mask among channels where asked, and sharpen it where that is the post-filter."""
-        if self._options.channel_mask != "none" and len(m) > 1:
-            reduce = np.max if self._options.channel_mask == "max" else np.mean
-            m = np.broadcast_to(reduce(m, axis=0, keepdims=True), m.shape)
-        if beta > 0 and self._options.post_filter_kind == "mask":
-            m = mask_post_filter(m, beta)
-        return m
+    def _step_unfed(
+        self, feat_erb: NDArray[np.float32], feat_spec: NDArray[np.float32], unfed: int
+    ) -> tuple[NetOutput, NDArray[np.int8] | None]:
+        """Put silence, of which nothing is known, in the place of the first frames; run the rest."""
+        before = no_output(self._config, self._options.channels, unfed)
+        rest = feat_erb.shape[2] - unfed
+        if not rest:
+            return before, None
+        self.frames -= rest
+        net, stages = self._step(*(np.ascontiguousarray(f[:, :, unfed:]) for f in (feat_erb, feat_spec)))
+        if stages is not None:
+            stages = np.concatenate([np.full(unfed, Stage.FULL, np.int8), stages])
+        return NetOutput.join([before, net]), stages
 
-    def _no_output(self, T: int) -> NetOutput:
-        """Results for frames before the signal: silence, and nothing known of it."""
-        c, channels = self._config, self._options.channels
-        return NetOutput(
-            np.full((channels, T, 1), np.nan, np.float32),
-            np.zeros((channels, 1, T, c.nb_erb), np.float32),
-            np.zeros((channels, T, c.nb_df, 2 * c.df_order), np.float32),
-        )
+    def _shared(self, m: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Give all channels the largest or the mean of their masks [channels, T, bands]."""
+        reduce = np.max if self._options.channel_mask == "max" else np.mean
+        return np.broadcast_to(reduce(m, axis=0, keepdims=True), m.shape)
 
     # -- silence -----------------------------------------------------------------------------------
 
@@ -207,7 +185,11 @@ class Engine:
         return heard
 
     def _process_heard(
-        self, x: NDArray[np.float32], heard: NDArray[np.bool_], beta: float, noisy_gain: float
+        self,
+        x: NDArray[np.float32],
+        heard: NDArray[np.bool_],
+        beta: NDArray[np.float32] | None,
+        noisy_gain: NDArray[np.float32] | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Cut silent hops out, as libDF v0.5.6 does: zeros come out for them and nothing moves on."""
         T, hop = len(heard), self._config.hop_size
@@ -225,24 +207,21 @@ class Engine:
         """Return a copy of all state, by name."""
         saved: dict[str, NDArray[np.generic]] = {"frames": np.array([self.frames])}
         saved |= {f"net/{name}": array.copy() for name, array in self._mode.state.items()}
-        return saved | {name: array.copy() for name, array in self._signal_state().items()}
+        return saved | {f"signal/{name}": array.copy() for name, array in self._signal.state.items()}
 
     def load(self, saved: dict[str, NDArray[np.generic]]) -> None:
         """Continue from what `save` returned."""
         self.frames = int(saved["frames"][0])
         for name in self._mode.state:
             self._mode.state[name] = saved[f"net/{name}"].copy()  # type: ignore[assignment]
-        for name, array in self._signal_state().items():
-            array[...] = saved[name]
-
-    def _signal_state(self) -> dict[str, NDArray[np.generic]]:
-        return {
-            f"channel{index}/{name}": array
-            for index, channel in enumerate(self._channels)
-            for part in channel.parts
-            for name, array in part.state.items()
-        }
+        for name, array in self._signal.state.items():
+            array[...] = saved[f"signal/{name}"]
 
 
-def _batch(arrays: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+def no_output(config: ModelConfig, streams: int, frames: int) -> NetOutput:
+    """Results for frames that the network is not fed: silence, and nothing known of it."""
+    return NetOutput(
+        np.full((streams, frames, 1), np.nan, np.float32),
+        np.zeros((streams, 1, frames, config.nb_erb), np.float32),
+        np.zeros((streams, frames, config.nb_df, 2 * config.df_order), np.float32),
+    )

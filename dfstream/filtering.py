@@ -8,12 +8,11 @@ import numpy as np
 
 from dfstream.dsp.deepfilter import deep_filter
 from dfstream.dsp.erb import apply_band_gains, erb_widths
+from dfstream.dsp.lanes import DelayLine, LaneSet, Scratch
 from dfstream.dsp.postfilter import limit_attenuation, post_filter
 from dfstream.gating import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from dfstream.config import ModelConfig
@@ -22,6 +21,9 @@ __all__ = ["SpectralFilter", "attenuation_gain", "mask_post_filter"]
 
 #: From this attenuation on, a limit is none (libDF ``tract.rs: set_atten_lim``).
 _NO_LIMIT_DB = 100.0
+
+#: As plain numbers, for kernels.
+_MUTED, _PASSED, _MASKED, _FULL = map(int, Stage)
 
 
 def attenuation_gain(limit_db: float | None) -> float:
@@ -42,7 +44,7 @@ def attenuation_gain(limit_db: float | None) -> float:
     return float(np.float32(10.0) ** np.float32(-abs(limit_db) / 20.0))
 
 
-def mask_post_filter(m: NDArray[np.float32], beta: float) -> NDArray[np.float32]:
+def mask_post_filter(m: NDArray[np.float32], beta: float | NDArray[np.float32]) -> NDArray[np.float32]:
     """Sharpen band gains as DeepFilterNet2's Python package does (``modules.py: Mask.pf``).
 
     ``s = max(m sin(pi m / 2), 1e-12)``, then ``m (1 + beta) / (1 + beta (m / s)^2)``.
@@ -50,8 +52,8 @@ def mask_post_filter(m: NDArray[np.float32], beta: float) -> NDArray[np.float32]
     Parameters
     ----------
     m : ndarray[float32], any shape
-    beta : float
-        0.02 there.
+    beta : float or ndarray[float32] that broadcasts to ``m``
+        0.02 there; 0 changes nothing.
     """
     sine = np.maximum(m * np.sin(np.pi * m / 2), np.float32(1e-12))
     sharpened: NDArray[np.float32] = ((1 + beta) * m / (1 + beta * (m / sine) ** 2)).astype(np.float32)
@@ -71,42 +73,56 @@ class SpectralFilter:
     config : ModelConfig
     max_frames : int
         Longest block of one call.
+    lanes : int
+
+    Attributes
+    ----------
+    post_filter_bins : ndarray[intp], shape (lanes,)
+        Lowest bins, on which the post-filter works; libDF leaves a few at the end alone.
     """
 
-    def __init__(self, config: ModelConfig, max_frames: int = 1) -> None:
-        self._config = config
+    def __init__(self, config: ModelConfig, max_frames: int = 1, lanes: int = 1) -> None:
+        self._config, self._all = config, LaneSet(lanes)
         self._widths = erb_widths(config.sample_rate, config.fft_size, config.nb_erb, config.min_nb_erb_freqs)
         past_taps = config.df_order - 1 - config.df_lookahead
-        self._held = config.delay_frames - config.conv_lookahead
-        # rows of each buffer: past frames first, then those of this call
-        self._noisy_past = config.delay_frames + past_taps
-        self._masked_past = config.df_order - 1 if config.filters_masked else 0
-        self._past_taps = past_taps
-        self._noisy = np.zeros((self._noisy_past + max_frames, config.bins), np.complex64)
-        self._masked = np.zeros((self._masked_past + max_frames, config.bins), np.complex64)
-        self._gains = np.zeros((self._held + max_frames, config.nb_erb), np.float32)
-        self._coefs = np.zeros((self._held + max_frames, config.nb_df, 2 * config.df_order), np.float32)
-        self._stages = np.full(self._held + max_frames, Stage.FULL, np.int8)
-        self._out = np.empty((max_frames, config.bins), np.complex64)
-        #: Bins that the post-filter works on; libDF leaves a few at the end alone.
-        self.post_filter_bins = config.bins - config.bins % 4
+        held = config.delay_frames - config.conv_lookahead
+
+        def line(past: int, *frame: int, dtype: type = np.float32, initial: int = 0) -> DelayLine:
+            return DelayLine(past, frame, dtype, max_frames, lanes, initial)
+
+        #: Row of the noisy frames that belongs to output frame 0.
+        self._current = past_taps
+        self._noisy = line(config.delay_frames + past_taps, config.bins, dtype=np.complex64)
+        self._masked = line(
+            config.df_order - 1 if config.filters_masked else 0, config.bins, dtype=np.complex64
+        )
+        self._gains = line(0 if config.filters_masked else held, config.nb_erb)
+        self._coefs = line(held, config.nb_df, 2 * config.df_order)
+        self._stages = line(held, dtype=np.int8, initial=_FULL)
+        self._newest = Scratch(lanes * max_frames * config.bins, np.complex64)
+        self._out = Scratch(lanes * max_frames * config.bins, np.complex64)
+        self._full = np.full((lanes, max_frames), _FULL, np.int8)
+        self.post_filter_bins = np.full(lanes, config.bins - config.bins % 4, np.intp)
+
+    @property
+    def _lines(self) -> dict[str, DelayLine]:
+        return {
+            "noisy": self._noisy,
+            "masked": self._masked,
+            "gains": self._gains,
+            "coefs": self._coefs,
+            "stages": self._stages,
+        }
 
     @property
     def state(self) -> dict[str, NDArray[np.generic]]:
-        """Live arrays: the frames and results that coming calls still need, at first zeros."""
-        return {
-            "noisy": self._noisy[: self._noisy_past],
-            "masked": self._masked[: self._masked_past],
-            "gains": self._gains[: self._held],
-            "coefs": self._coefs[: self._held],
-            "stages": self._stages[: self._held],
-        }
+        """Live arrays [lanes, frames, ...]: what coming calls still need, at first zeros."""
+        return {name: line.past for name, line in self._lines.items() if line.past.size}
 
-    def reset(self) -> None:
-        """Forget the past."""
-        for array in self.state.values():
-            array[:] = 0
-        self._stages[:] = Stage.FULL
+    def reset(self, lanes: LaneSet | None = None) -> None:
+        """Forget the past of some lanes, or of all."""
+        for line in self._lines.values():
+            line.reset(lanes or self._all)
 
     def process(
         self,
@@ -114,84 +130,78 @@ class SpectralFilter:
         gains: NDArray[np.float32],
         coefs: NDArray[np.float32],
         stages: NDArray[np.int8] | None = None,
-        post_filter_beta: float = 0.0,
-        noisy_gain: float = 0.0,
+        beta: NDArray[np.float32] | None = None,
+        noisy_gain: NDArray[np.float32] | None = None,
+        lanes: LaneSet | None = None,
     ) -> NDArray[np.complex64]:
         """Return the enhanced spectra of the frames ``delay_frames`` back.
 
         Parameters
         ----------
-        spec : ndarray[complex64], shape (T, bins)
+        spec : ndarray[complex64], shape (n, T, bins)
             Noisy spectra of the newest frames.
-        gains : ndarray[float32], shape (T, bands)
+        gains : ndarray[float32], shape (n, T, bands)
             What the network gave for these frames, ``m``.
-        coefs : ndarray[float32], shape (T, df bins, 2 * taps)
+        coefs : ndarray[float32], shape (n, T, df bins, 2 * taps)
             The same, ``coefs``.
-        stages : ndarray[int8], shape (T,), optional
+        stages : ndarray[int8], shape (T,) or (n, T), optional
             `dfstream.gating.Stage` of these frames; `Stage.FULL` for all by default.
-        post_filter_beta : float
+        beta : ndarray[float32], shape (n,), optional
             Strength of the post-filter, 0 for none. Not on frames that are muted or passed on.
-        noisy_gain : float
+        noisy_gain : ndarray[float32], shape (n,), optional
             Share of the noisy spectrum that stays; see `attenuation_gain`.
+        lanes : LaneSet, optional
+            Which lanes; all in order by default.
 
         Returns
         -------
-        ndarray[complex64], shape (T, bins)
+        ndarray[complex64], shape (n, T, bins)
             View of an internal buffer, overwritten by the next call.
         """
-        T = len(spec)
-        held, past = self._held, self._noisy_past
-        self._noisy[past : past + T] = spec
-        self._gains[held : held + T] = gains
-        self._coefs[held : held + T] = coefs
-        self._stages[held : held + T] = Stage.FULL if stages is None else stages
-        self._gains[held : held + T][self._stages[held : held + T] == Stage.MUTED] = 0
-        self._gains[held : held + T][self._stages[held : held + T] == Stage.PASSED] = 1
-        out, delayed = self._out[:T], self._noisy[self._past_taps : self._past_taps + T]
-        (self._filter_masked if self._config.filters_masked else self._filter_noisy)(T, out)
-        if post_filter_beta > 0:
-            for run in self._runs(T, Stage.MASKED):
-                post_filter(delayed[run], out[run], post_filter_beta, self.post_filter_bins)
-        if noisy_gain > 0:
-            limit_attenuation(delayed, out, noisy_gain)
-        self._move_on(T)
+        lanes = lanes or self._all
+        n, T, bins = spec.shape
+        gains, coefs = np.ascontiguousarray(gains, np.float32), np.ascontiguousarray(coefs, np.float32)
+        if stages is None:
+            stages = self._full[:n, :T]
+        else:
+            stages = np.broadcast_to(stages, (n, T))
+            gains = _staged(gains, stages)
+        noisy = self._noisy.extend(spec, lanes)
+        coefs = self._coefs.extend(coefs, lanes)
+        stages = np.ascontiguousarray(self._stages.extend(stages, lanes))
+        out: NDArray[np.complex64] = self._out.shaped(n, T, bins)
+        deep_filter(self._mask(noisy, gains, out, lanes), coefs, stages, _FULL, out)
+        if beta is not None:
+            counts = self.post_filter_bins[lanes.index]
+            post_filter(noisy, self._current, out, stages, _MASKED, beta, counts)
+        if noisy_gain is not None:
+            limit_attenuation(noisy, self._current, out, noisy_gain)
         return out
 
-    def _filter_noisy(self, T: int, out: NDArray[np.complex64]) -> None:
-        """DFN3: mask frame t, then replace its lowest bins from the noisy frames around it."""
-        current = self._noisy[self._past_taps : self._past_taps + T]
-        apply_band_gains(current, self._gains[:T], self._widths, out)
-        self._deep_filter(self._noisy, T, out)
+    def _mask(
+        self,
+        noisy: NDArray[np.complex64],
+        gains: NDArray[np.float32],
+        out: NDArray[np.complex64],
+        lanes: LaneSet,
+    ) -> NDArray[np.complex64]:
+        """Write the masked frames t; return the frames around them that the deep filter reads."""
+        n, T, bins = out.shape
+        if not self._config.filters_masked:
+            apply_band_gains(noisy, self._current, self._gains.extend(gains, lanes), self._widths, out)
+            return noisy
+        # DFN2 filters masked frames: of the newest ones to be known, those ahead of frame t too
+        newest = self._newest.shaped(n, T, bins)
+        known = noisy.shape[1] - T - self._config.conv_lookahead
+        apply_band_gains(noisy, known, gains, self._widths, newest)
+        masked = self._masked.extend(newest, lanes)
+        out[:] = masked[:, self._current : self._current + T]
+        return masked
 
-    def _filter_masked(self, T: int, out: NDArray[np.complex64]) -> None:
-        """DFN2: mask the frame that just became known, then filter the masked frames around t."""
-        known = self._noisy_past - self._config.conv_lookahead
-        newest = self._masked[self._masked_past : self._masked_past + T]
-        gains = self._gains[self._held : self._held + T]
-        apply_band_gains(self._noisy[known : known + T], gains, self._widths, newest)
-        out[:] = self._masked[self._past_taps : self._past_taps + T]
-        self._deep_filter(self._masked, T, out)
 
-    def _deep_filter(self, history: NDArray[np.complex64], T: int, out: NDArray[np.complex64]) -> None:
-        for run in self._runs(T, Stage.FULL):
-            deep_filter(history, self._coefs[run], run.start, out[run])
-
-    def _runs(self, T: int, least: Stage) -> Iterator[slice]:
-        """Yield the runs of output frames that have reached a stage; nearly always one, of all frames."""
-        reached = self._stages[:T] >= least
-        if reached.all():
-            yield slice(0, T)
-            return
-        edges = np.flatnonzero(np.diff(reached, prepend=False, append=False))
-        for start, stop in edges.reshape(-1, 2):
-            yield slice(int(start), int(stop))
-
-    def _move_on(self, T: int) -> None:
-        for buffer, past in (
-            (self._noisy, self._noisy_past),
-            (self._masked, self._masked_past),
-            (self._gains, self._held),
-            (self._coefs, self._held),
-            (self._stages, self._held),
-        ):
-            buffer[:past] = buffer[T : T + past]
+def _staged(gains: NDArray[np.float32], stages: NDArray[np.int8]) -> NDArray[np.float32]:
+    """Gains [n, T, bands] where frames that are muted have zeros, and those passed on have ones."""
+    gains = gains.copy()
+    gains[stages == _MUTED] = 0
+    gains[stages == _PASSED] = 1
+    return gains

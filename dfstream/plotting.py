@@ -12,6 +12,7 @@ import numpy as np
 
 from dfstream import atomic
 from dfstream.audiofile import check_target, cut_short, display_name, opened, read_block
+from dfstream.chunks import LOUDEST
 from dfstream.errors import AudioError, UsageError
 from dfstream.offline import OFFLINE_BLOCK_FRAMES
 from dfstream.picture import DPI, Recording, draw, short_name
@@ -42,9 +43,6 @@ _MANY_LINES = 1000
 
 #: Values of all channels read at once, about a second of mono.
 _BLOCK = 1 << 16
-
-#: Louder than any audio, as for a stream.
-_LOUDEST = 1e6
 
 _LSNR_HINT = "give a file that dfstream run --lsnr wrote"
 
@@ -247,7 +245,7 @@ def _first_channel(audio: soundfile.SoundFile, name: str) -> Iterator[NDArray[np
     read = 0
     while len(block := read_block(audio, max(1, _BLOCK // audio.channels), name)):
         x = np.ascontiguousarray(block[:, 0])
-        audible = np.abs(x) < _LOUDEST
+        audible = np.abs(x) < LOUDEST
         if not audible.all():
             first = int(np.argmin(audible))
             raise AudioError(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from dfstream.backends.base import Backend, find_backend
+from dfstream.arguments import check_choice, check_range, check_whole
+from dfstream.backends.base import AUTO, Backend, pick_backend
+from dfstream.chunks import MAX_CHANNELS, checked_chunk, cleaned_chunk
 from dfstream.engine import ChannelMask, Engine, EngineOptions, Parity, PostFilterKind
-from dfstream.errors import AudioError, UsageError
+from dfstream.errors import UsageError
 from dfstream.filtering import attenuation_gain
 from dfstream.gating import Thresholds
 from dfstream.model import Model
@@ -27,10 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Stream", "StreamStats"]
 
 _MAX_BLOCK_FRAMES = 4096
-_MAX_CHANNELS = 64
 
-#: Beyond this nothing is audio, and squares of spectra would leave float32.
-_LOUDEST = 1e6
+_NO_LSNR = np.zeros(0, np.float32)
 
 
 @dataclasses.dataclass
@@ -65,7 +66,10 @@ class Stream:
         How the graphs are driven: ``incremental``, ``streaming``, ``stateful-h0`` (all exact) or
         ``stateless-window-last`` (see MODES.md).
     backend : str or Backend
-        What runs them.
+        What runs them: ``auto`` (the quickest that serves), ``numba`` or ``ort-cpu``.
+    precision : str
+        How weights are stored: ``float32`` (exact), or, declared and never by default, ``int16``, ``fp16``
+        or ``int8``, as the backend has them; MODES.md says what each costs in quality.
     sample_rate : int, Hz
         Rate of the audio, 8 to 192 kHz; other rates than the model's pass through soxr.
     channels : int
@@ -137,7 +141,8 @@ class Stream:
         model: Model | str | Path | None = None,
         *,
         mode: str = "incremental",
-        backend: str | Backend = "ort-cpu",
+        backend: str | Backend = AUTO,
+        precision: str = "float32",
         sample_rate: int = 48_000,
         channels: int = 1,
         channel_mask: ChannelMask = "none",
@@ -153,11 +158,11 @@ class Stream:
         skip_silence: bool = False,
         threads: int = 1,
     ) -> None:
-        _check_choice("parity", parity, get_args(Parity))
-        _check_choice("channel_mask", channel_mask, get_args(ChannelMask))
-        _check_choice("post_filter_kind", post_filter_kind, get_args(PostFilterKind))
-        _check_whole("block_frames", block_frames, 1, _MAX_BLOCK_FRAMES)
-        _check_whole("channels", channels, 1, _MAX_CHANNELS)
+        check_choice("parity", parity, get_args(Parity))
+        check_choice("channel_mask", channel_mask, get_args(ChannelMask))
+        check_choice("post_filter_kind", post_filter_kind, get_args(PostFilterKind))
+        check_whole("block_frames", block_frames, 1, _MAX_BLOCK_FRAMES)
+        check_whole("channels", channels, 1, MAX_CHANNELS)
         check_rate(sample_rate)
         thresholds = _thresholds(min_db_thresh, max_db_erb_thresh, max_db_df_thresh)
         # plain numbers, whatever numpy type they came in: snapshots write them as JSON
@@ -165,9 +170,16 @@ class Stream:
         self._options = EngineOptions(
             channels, channel_mask, parity, block_frames, thresholds, bool(skip_silence), post_filter_kind
         )
-        mode_class = find_mode(mode)
-        self._backend = backend if isinstance(backend, Backend) else find_backend(backend, threads=threads)
+        self._mode_class = find_mode(mode)
         self._model = Model.load(model)
+        self._backend = pick_backend(
+            backend,
+            self._model,
+            self._mode_class.recipe(),
+            single_frame=block_frames == 1,
+            precision=precision,
+            threads=threads,
+        )
         config = self._config = self._model.config
         if max_db_df_thresh < 35 and not config.filters_masked:
             warnings.warn(
@@ -180,8 +192,7 @@ class Stream:
         self._block = block_frames * config.hop_size
         self.post_filter = post_filter
         self.atten_lim_db = atten_lim_db
-        network = mode_class(self._model, self._backend, channels, single_frame=block_frames == 1)
-        self._engine = Engine(network, self._options)
+        self._engine = self._new_engine()
         self._to_engine = RateConverter(self._sample_rate, config.sample_rate, channels)
         self._from_engine = RateConverter(config.sample_rate, self._sample_rate, channels)
         self._lead_in = lead_in(self._sample_rate, config.sample_rate, config.delay_samples, config.hop_size)
@@ -237,8 +248,9 @@ class Stream:
 
     @post_filter.setter
     def post_filter(self, beta: float) -> None:
-        _check_range("post_filter", beta, 0.0, 1.0)
+        check_range("post_filter", beta, 0.0, 1.0)
         self._post_filter = float(beta)
+        self._beta = self._for_channels(self._post_filter)
 
     @property
     def atten_lim_db(self) -> float | None:
@@ -248,9 +260,13 @@ class Stream:
     @atten_lim_db.setter
     def atten_lim_db(self, limit_db: float | None) -> None:
         if limit_db is not None:
-            _check_range("atten_lim_db", limit_db, 0.0, float("inf"))
+            check_range("atten_lim_db", limit_db, 0.0, float("inf"))
         self._atten_lim_db = None if limit_db is None else float(limit_db)
-        self._noisy_gain = attenuation_gain(limit_db)
+        self._noisy_gain = self._for_channels(attenuation_gain(limit_db))
+
+    def _for_channels(self, strength: float) -> NDArray[np.float32] | None:
+        """As the engine takes it: None where there is nothing to do."""
+        return np.full(self.channels, strength, np.float32) if strength else None
 
     # -- audio -------------------------------------------------------------------------------------
 
@@ -276,8 +292,9 @@ class Stream:
         """
         if self._flushed:
             raise UsageError("the stream has been flushed", hint="call reset() to begin a new one")
-        samples = self._clean(self._checked(x))
+        samples, replaced = cleaned_chunk(checked_chunk(x, self.channels))
         self.stats.samples_in += len(samples)
+        self.stats.replaced += replaced
         results = [self._run(block) for block in self._blocks(self._to_engine.process(samples))]
         ready = [self._from_engine.process(y) for y in self._note_lsnr(results)]
         return self._give(ready, len(samples) if self._same_length else None)
@@ -354,24 +371,10 @@ class Stream:
 
     def clone(self) -> Stream:
         """Return a second stream that continues from where this one stands; they share the model only."""
-        o = self._options
-        twin = Stream(
-            self._model,
-            mode=self._rest["mode"],  # type: ignore[arg-type]
-            backend=self._backend,
-            sample_rate=self._sample_rate,
-            channels=o.channels,
-            channel_mask=o.channel_mask,
-            parity=o.parity,
-            block_frames=o.block_frames,
-            same_length=self._same_length,
-            post_filter_kind=o.post_filter_kind,
-            skip_silence=o.skip_silence,
-            min_db_thresh=o.thresholds.min_db,
-            max_db_erb_thresh=o.thresholds.max_erb_db,
-            max_db_df_thresh=o.thresholds.max_df_db,
-        )
-        twin.restore(self.snapshot())
+        snapshot = self.snapshot()
+        twin = copy.copy(self)
+        twin._engine = self._new_engine()
+        twin.restore(snapshot)
         return twin
 
     def _check_snapshots(self) -> None:
@@ -383,21 +386,28 @@ class Stream:
 
     # -- blocks ------------------------------------------------------------------------------------
 
+    def _new_engine(self) -> Engine:
+        single_frame = self._options.block_frames == 1
+        network = self._mode_class(self._model, self._backend, self.channels, single_frame=single_frame)
+        return Engine(network, self._options)
+
     def _run(
         self, block: NDArray[np.float32], skip_silence: bool | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Take one block [samples, channels] through the engine."""
         y, lsnr = self._engine.process(
-            np.ascontiguousarray(block.T), self._post_filter, self._noisy_gain, skip_silence
+            np.ascontiguousarray(block.T), self._beta, self._noisy_gain, skip_silence
         )
-        return y.T, lsnr
+        return y.T.copy(), lsnr
 
     def _blocks(self, x: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
         """Cut into blocks what waits and what is new; keep the rest."""
         if len(self._waiting):
             x = np.concatenate([self._waiting, x])
+            self._waiting = self._waiting[:0]
         whole = len(x) - len(x) % self._block
-        self._waiting = x[whole:].copy()
+        if whole < len(x):
+            self._waiting = x[whole:].copy()
         for start in range(0, whole, self._block):
             yield x[start : start + self._block]
 
@@ -416,7 +426,7 @@ class Stream:
         """Feed one window of zero samples, drop the last part hop, then zero *features* and spectra."""
         hops = (len(self._waiting) + self._config.fft_size) // self.hop_size
         finished = self._feed_zeros(hops)
-        finished += [(y.T, lsnr) for y, lsnr in self._engine.finish(self._post_filter, self._noisy_gain)]
+        finished += [(y.T.copy(), lsnr) for y, lsnr in self._engine.finish(self._beta, self._noisy_gain)]
         return finished
 
     def _feed_zeros(self, hops: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
@@ -442,78 +452,31 @@ class Stream:
         self, results: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
     ) -> list[NDArray[np.float32]]:
         """Keep the LSNR of a call's hops; return the audio."""
-        if results:
-            self._lsnr = np.concatenate([lsnr for _, lsnr in results])
+        lsnrs = [lsnr for _, lsnr in results]
+        self._lsnr = lsnrs[0] if len(lsnrs) == 1 else np.concatenate([_NO_LSNR, *lsnrs])
+        if lsnrs:
             self._newest_lsnr = float(self._lsnr[-1])
-        else:
-            self._lsnr = np.zeros(0, np.float32)
         return [y for y, _ in results]
 
     def _give(self, ready: list[NDArray[np.float32]], count: int | None) -> NDArray[np.float32]:
         """Return what is ready, or the first ``count`` samples of it, keeping the rest."""
-        parts = [self._ready, *ready] if len(self._ready) else ready
-        joined = parts[0] if len(parts) == 1 else np.concatenate([self._ready[:0], *parts])
+        joined = (
+            ready[0] if len(ready) == 1 and not len(self._ready) else np.concatenate([self._ready, *ready])
+        )
         count = len(joined) if count is None else count
-        self._ready = joined[count:].copy()
+        if count < len(joined) or len(self._ready):
+            self._ready = joined[count:].copy()
         self.stats.samples_out += count
         return self._shaped(joined[:count])
 
     def _shaped(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return [n] for one channel, [n, channels] for more, contiguous and the caller's own."""
-        return y[:, 0].copy() if self.channels == 1 else np.ascontiguousarray(y)
-
-    def _checked(self, x: ArrayLike) -> NDArray[np.float32]:
-        expected = "(n,)" if self.channels == 1 else f"(n, {self.channels})"
-        try:
-            samples = np.asarray(x)
-        except ValueError as error:
-            raise AudioError(f"audio of uneven nested sequences, expected shape {expected}") from error
-        if samples.ndim == 1 and (self.channels == 1 or not samples.size):
-            samples = samples.reshape(-1, self.channels)
-        if samples.ndim != 2 or samples.shape[1] != self.channels:
-            raise AudioError(
-                f"audio of shape {np.shape(x)}, expected {expected}",
-                hint="say how many channels there are: Stream(channels=...)",
-            )
-        if not np.issubdtype(samples.dtype, np.floating) and samples.size:
-            raise AudioError(
-                f"audio of type {samples.dtype}, expected float32 with full scale 1",
-                hint="divide 16-bit samples by 32768",
-            )
-        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is replaced as such
-            return np.ascontiguousarray(samples, dtype=np.float32)
-
-    def _clean(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Replace what is no audio: one such sample would poison the recurrent states for ever."""
-        flat = x.ravel()
-        with np.errstate(over="ignore"):
-            energy = np.dot(flat, flat)
-        if energy < _LOUDEST**2:  # one cheap sum, false for NaN too; looked into only if it fails
-            return x
-        audible = np.abs(x) < _LOUDEST
-        self.stats.replaced += int(x.size - np.count_nonzero(audible))
-        return np.where(audible, x, np.float32(0))
+        return np.ascontiguousarray(y[:, 0] if self.channels == 1 else y)
 
 
 def _thresholds(min_db: float, max_erb_db: float, max_df_db: float) -> Thresholds:
     for name, value in (
         ("min_db_thresh", min_db), ("max_db_erb_thresh", max_erb_db), ("max_db_df_thresh", max_df_db)
     ):  # fmt: skip
-        _check_range(name, value, float("-inf"), float("inf"))
+        check_range(name, value, float("-inf"), float("inf"))
     return Thresholds(float(min_db), float(max_erb_db), float(max_df_db))
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{name} = {value!r}, expected {' or '.join(map(repr, choices))}")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    kinds = (int, float, np.integer, np.floating)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        raise UsageError(f"{name} = {value!r}, expected {low:g} to {high:g}")
-
-
-def _check_whole(name: str, value: int, low: int, high: int) -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
-        raise UsageError(f"{name} = {value!r}, expected a whole number, {low} to {high}")

@@ -190,11 +190,12 @@ def _whole(model: Model, x: NDArray[np.float32]) -> NDArray[np.float32]:
     T = -(-len(x) // c.hop_size)
     padded = np.zeros(T * c.hop_size, np.float32)
     padded[: len(x)] = x
-    spec = Analysis(c.fft_size, c.hop_size, T).process(padded)
+    spec = Analysis(c.fft_size, c.hop_size, T).process(padded[None])
     feat_erb, feat_spec = Features(c, T).process(spec)
     net = reference_run(model, {"feat_erb": feat_erb, "feat_spec": feat_spec})
-    enhanced = SpectralFilter(c, T).process(spec, net.m[0, 0], net.coefs[0])
-    return Synthesis(c.fft_size, c.hop_size, T).process(enhanced)
+    enhanced = SpectralFilter(c, T).process(spec, net.m[:, 0], net.coefs)
+    y: NDArray[np.float32] = Synthesis(c.fft_size, c.hop_size, T).process(enhanced)[0]
+    return y
 
 
 def _row(

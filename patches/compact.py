@@ -16,13 +16,20 @@ from dfstream.errors import UnsupportedGraph
 from dfstream.interface import RESULTS
 
 from .canonical import VECTOR, Lowering
+from .fold import fold_constants
 from .graph import constant_value
 from .gru_state import STATES, find_grus
+from .recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CompactLowering", "compact"]
+__all__ = ["CompactLowering", "compact", "compact_recipe"]
+
+
+def compact_recipe() -> Recipe:
+    """Return how the compact one-frame graph is made."""
+    return Recipe("compact", ("combined_compact",), (fold_constants,), compact)
 
 
 def compact(graph: gs.Graph) -> dict[str, gs.Graph]:

@@ -121,7 +121,7 @@ def speech(config, frames):
     audio, _ = soundfile.read(ROOT / "examples" / "noisy.wav", dtype="float32")
     start = 40 * config.hop_size  # into the first word
     spec = Analysis(config.fft_size, config.hop_size, frames).process(
-        audio[start:][: frames * config.hop_size]
+        audio[None, start:][:, : frames * config.hop_size]
     )
     erb, low = Features(config, frames).process(spec)
     return {"feat_erb": erb.copy(), "feat_spec": low.copy()}

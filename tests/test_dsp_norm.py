@@ -8,6 +8,7 @@ from dfstream.dsp.norm import initial_erb_norm, initial_unit_norm, mean_norm, un
 
 FRAMES = 1000
 ALPHA = 0.99
+FIRST = np.zeros(1, np.intp)
 
 
 @pytest.fixture
@@ -24,13 +25,13 @@ def spec():
 
 def run_mean_norm(levels):
     out = np.empty_like(levels)
-    mean_norm(levels, ALPHA, initial_erb_norm(levels.shape[1]), out)
+    mean_norm(levels[None], FIRST, ALPHA, initial_erb_norm(levels.shape[1])[None], out[None])
     return out
 
 
 def run_unit_norm(spec, state):
     out = np.empty((2, len(spec), state.size), np.float32)
-    unit_norm(spec, ALPHA, state, out)
+    unit_norm(spec[None], FIRST, ALPHA, state[None], out[None])
     return out[0] + 1j * out[1]
 
 
@@ -96,6 +97,6 @@ def test_silent_levels_stay_finite():
     state = initial_erb_norm(32)
     silence, out = np.full((FRAMES, 32), -100, np.float32), np.empty((FRAMES, 32), np.float32)
     for _ in range(18):
-        mean_norm(silence, ALPHA, state, out)
+        mean_norm(silence[None], FIRST, ALPHA, state[None], out[None])
     assert np.all(np.isfinite(out))
     np.testing.assert_allclose(state, -100, atol=1e-3)  # the mean stalls where 1 % of the step rounds away

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import naive_engine
 from dfstream.config import ModelConfig
+from dfstream.dsp.lanes import LaneSet
 from dfstream.filtering import SpectralFilter, attenuation_gain
 
 FRAMES = 40
@@ -50,8 +51,11 @@ def filtered(c, inputs, sizes=(FRAMES,), filt=None, **options):
     """All output frames, the inputs cut into blocks."""
     filt = filt or SpectralFilter(c, max(sizes))
     starts = itertools.accumulate(sizes[:-1], initial=0)
-    blocks = (tuple(part[a : a + size] for part in inputs) for a, size in zip(starts, sizes, strict=True))
-    return np.concatenate([filt.process(*block, **options).copy() for block in blocks])
+    blocks = (
+        tuple(part[None, a : a + size] for part in inputs) for a, size in zip(starts, sizes, strict=True)
+    )
+    strengths = {name: np.full(1, strength, np.float32) for name, strength in options.items()}
+    return np.concatenate([filt.process(*block, **strengths)[0].copy() for block in blocks])
 
 
 def expected(c, inputs, post_filter=0.0, atten_lim_db=None):
@@ -78,7 +82,7 @@ def assert_near(actual, wanted):
 )
 def test_equals_the_twin(config, post_filter, atten_lim_db):
     inputs = random_inputs(config)
-    options = {"post_filter_beta": post_filter, "noisy_gain": attenuation_gain(atten_lim_db)}
+    options = {"beta": post_filter, "noisy_gain": attenuation_gain(atten_lim_db)}
     assert_near(filtered(config, inputs, **options), expected(config, inputs, post_filter, atten_lim_db))
 
 
@@ -86,7 +90,7 @@ def test_equals_the_twin(config, post_filter, atten_lim_db):
 @given(data=st.data())
 def test_blocks_do_not_matter(data):
     c = CONFIGS[data.draw(st.sampled_from(sorted(CONFIGS)))]
-    sizes, options = [], {"post_filter_beta": 0.02, "noisy_gain": 0.1}
+    sizes, options = [], {"beta": 0.02, "noisy_gain": 0.1}
     while sum(sizes) < FRAMES:
         sizes.append(data.draw(st.integers(1, min(15, FRAMES - sum(sizes)))))
     inputs = random_inputs(c)
@@ -137,7 +141,7 @@ def test_output_before_the_network_speaks_is_silent(config):
 
 def test_limit_of_0_db_is_the_delayed_noisy_spectrum(config):
     inputs = random_inputs(config)
-    y = filtered(config, inputs, noisy_gain=attenuation_gain(0), post_filter_beta=0.02)
+    y = filtered(config, inputs, noisy_gain=attenuation_gain(0), beta=0.02)
     delay = config.delay_frames
     assert np.array_equal(y[delay:], inputs[0][: FRAMES - delay])
     assert not y[:delay].any()
@@ -147,8 +151,8 @@ def test_limit_mixes_after_the_post_filter(config):
     inputs = random_inputs(config)
     share = attenuation_gain(10)
     delayed = np.concatenate([np.zeros((config.delay_frames, config.bins)), inputs[0]])[:FRAMES]
-    sharper = filtered(config, inputs, post_filter_beta=0.05)
-    both = filtered(config, inputs, post_filter_beta=0.05, noisy_gain=share)
+    sharper = filtered(config, inputs, beta=0.05)
+    both = filtered(config, inputs, beta=0.05, noisy_gain=share)
     assert_near(both, sharper * (1 - share) + delayed * share)
     assert np.abs(sharper - filtered(config, inputs)).max() > 0.1
 
@@ -179,8 +183,29 @@ def test_state_is_all_that_is_remembered(config):
 def test_inputs_are_left_alone(config):
     inputs = random_inputs(config)
     copies = [part.copy() for part in inputs]
-    filtered(config, inputs, post_filter_beta=0.02, noisy_gain=0.3)
+    filtered(config, inputs, beta=0.02, noisy_gain=0.3)
     assert all(map(np.array_equal, inputs, copies))
+
+
+def test_lanes_advance_by_themselves(config):
+    """Three lanes of their own strengths, some at a time: each is where a filter of its own would be."""
+    lanes, sizes = 3, {0: (7, 3, 30), 1: (3, 7, 30), 2: (40,)}
+    inputs = [random_inputs(config, seed=seed) for seed in range(lanes)]
+    beta, noisy_gain = np.array([0, 0.05, 0.5], np.float32), np.array([0.3, 0, 0.1], np.float32)
+    together, done, parts = SpectralFilter(config, FRAMES, lanes), [0] * lanes, [[], [], []]
+    together.post_filter_bins[:] = bins = [40, config.bins, 80]
+    for turn in ([0], [2], [1], [1], [0], [1, 0]):
+        size = sizes[turn[0]][len(parts[turn[0]])]
+        block = [np.stack([inputs[lane][i][done[lane] :][:size] for lane in turn]) for i in range(3)]
+        y = together.process(*block, beta=beta[turn], noisy_gain=noisy_gain[turn], lanes=LaneSet(lanes, turn))
+        for row, lane in enumerate(turn):
+            parts[lane].append(y[row].copy())
+            done[lane] += size
+    for lane in range(lanes):
+        by_itself = SpectralFilter(config, FRAMES)
+        by_itself.post_filter_bins[:] = bins[lane]
+        alone = filtered(config, inputs[lane], filt=by_itself, beta=beta[lane], noisy_gain=noisy_gain[lane])
+        assert np.array_equal(np.concatenate(parts[lane]), alone)
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,10 @@ def test_notices_erb_widths_off_by_one_bin(bundled, monkeypatch):
 
 
 def test_notices_zeros_where_the_deep_filter_reads_the_past(bundled, monkeypatch):
-    def forgetful(history, coefs, first, out):
+    def forgetful(history, *args):
         history = history.copy()
-        history[first] = 0
-        right(history, coefs, first, out)
+        history[:, 0] = 0
+        right(history, *args)
 
     right = filtering.deep_filter
     monkeypatch.setattr(filtering, "deep_filter", forgetful)

@@ -12,7 +12,7 @@ import abc
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dfstream import registry
-from dfstream.errors import UsageError
+from dfstream.errors import BackendError, UnsupportedGraph, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,12 +20,27 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from dfstream.errors import DfstreamError
     from dfstream.model import Model
     from dfstream.patches.recipe import Recipe
 
     Arrays = Mapping[str, NDArray[np.float32]]
 
-__all__ = ["Backend", "Session", "backend_names", "find_backend", "parse_backend"]
+__all__ = [
+    "AUTO",
+    "Backend",
+    "Session",
+    "backend_names",
+    "check_threads",
+    "find_backend",
+    "parse_backend",
+    "pick_backend",
+]
+
+#: Stands for the quickest backend that serves.
+AUTO = "auto"
+
+_MOST_THREADS = 256
 
 
 class Session(Protocol):
@@ -83,6 +98,8 @@ class Backend(abc.ABC):
     name: ClassVar[str]
     #: One line for tables and help texts.
     summary: ClassVar[str]
+    #: Among those that serve, `AUTO` takes the backend with the highest; none below 0.
+    preference: ClassVar[int] = -1
 
     def __hash__(self) -> int:
         return hash((self.name, repr(self)))
@@ -121,6 +138,12 @@ class Backend(abc.ABC):
         """
 
 
+def check_threads(threads: int) -> None:
+    """Refuse what is no number of threads."""
+    if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
+        raise UsageError(f"threads = {threads!r}, expected a whole number, 1 to {_MOST_THREADS}")
+
+
 def backend_names() -> list[str]:
     """Return the names of all backends, whether or not they can run here."""
     return registry.names("backend")
@@ -148,6 +171,46 @@ def find_backend(name: str, **options: Any) -> Backend:
         return cls(**options)
     except TypeError as error:
         raise UsageError(f"backend {name}: {error}") from error
+
+
+def pick_backend(
+    backend: str | Backend, model: Model, recipe: Recipe, *, single_frame: bool = False, **options: Any
+) -> Backend:
+    """Return the backend that was asked for, or for `AUTO` the quickest that serves.
+
+    Parameters
+    ----------
+    backend : str or Backend
+    model : Model
+    recipe : Recipe
+        Of the mode.
+    single_frame : bool
+        Whether every call will bring one frame.
+    **options
+        Fields of the backend's class, where it is asked for by name.
+
+    Raises
+    ------
+    UsageError
+        As `find_backend`.
+    BackendError, UnsupportedGraph
+        None serves; the reason is that of the last one tried, which takes most.
+    """
+    if isinstance(backend, Backend):
+        return backend
+    if backend != AUTO:
+        return find_backend(backend, **options)
+    classes: list[type[Backend]] = [registry.find("backend", name) for name in backend_names()]
+    reasons: list[DfstreamError] = []
+    for cls in sorted((c for c in classes if c.preference >= 0), key=lambda c: -c.preference):
+        try:
+            candidate = find_backend(cls.name, **options)
+            model.open(candidate, recipe, single_frame=single_frame)
+        except (BackendError, UnsupportedGraph, UsageError) as reason:
+            reasons.append(reason)
+        else:
+            return candidate
+    raise reasons[-1]
 
 
 def parse_backend(text: str) -> Backend:

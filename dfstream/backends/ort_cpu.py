@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from dfstream.backends.base import Backend, Session
+from dfstream.backends.base import Backend, Session, check_threads
 from dfstream.errors import BackendError, BackendUnavailable, UnsupportedGraph, UsageError
 from dfstream.interface import FEATURES, RESULTS, state_inputs, state_output
 
@@ -42,6 +42,7 @@ class OrtCpu(Backend):
 
     name = "ort-cpu"
     summary = "ONNX Runtime on the CPU"
+    preference = 1
 
     threads: int = 1
     precision: Precision = "float32"
@@ -49,8 +50,7 @@ class OrtCpu(Backend):
     __hash__ = Backend.__hash__
 
     def __post_init__(self) -> None:
-        if type(self.threads) is not int or not 1 <= self.threads <= 256:
-            raise UsageError(f"threads = {self.threads!r}, expected a whole number, 1 to 256")
+        check_threads(self.threads)
         if self.precision not in get_args(Precision):
             choices = ", ".join(map(repr, get_args(Precision)))
             raise UsageError(f"precision = {self.precision!r}, expected one of {choices}")

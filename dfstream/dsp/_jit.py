@@ -16,14 +16,15 @@ from numba import types
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["complex64", "float32", "intp", "jit", "reads", "writes"]
+__all__ = ["complex64", "float32", "inner", "int8", "intp", "jit", "reads", "writes"]
 
-float32, complex64, intp = types.float32, types.complex64, types.intp
+float32, complex64, int8, intp = types.float32, types.complex64, types.int8, types.intp
 
 #: No reordering of sums: blocks of any length must give the same bits.
 _njit: Any = partial(numba.njit, nogil=True, fastmath=False, error_model="numpy")
 
 _Kernel = TypeVar("_Kernel", bound="Callable[..., None]")
+_Part = TypeVar("_Part", bound="Callable[..., Any]")
 
 
 def reads(dtype: Any, ndim: int) -> Any:
@@ -58,3 +59,9 @@ def jit(*arguments: Any) -> Callable[[_Kernel], _Kernel]:
         return kernel
 
     return compile_kernel
+
+
+def inner(function: _Part) -> _Part:
+    """Compile a part of kernels, together with each of them; ``a * b + c`` may round once."""
+    part: Any = numba.njit(nogil=True, fastmath={"contract"}, error_model="numpy")(function)
+    return part  # type: ignore[no-any-return]

@@ -73,7 +73,7 @@ def _ideal_edges(sample_rate: int, fft_size: int, nb_erb: int) -> NDArray[np.int
     return rounded
 
 
-@jit(reads(complex64, 2), reads(intp, 1), writes(float32, 2))
+@jit(reads(complex64, 3), reads(intp, 1), writes(float32, 3))
 def band_mean_power_db(
     spec: NDArray[np.complex64], widths: NDArray[np.intp], out: NDArray[np.float32]
 ) -> None:
@@ -83,46 +83,57 @@ def band_mean_power_db(
 
     Parameters
     ----------
-    spec : ndarray[complex64], shape (T, bins)
+    spec : ndarray[complex64], shape (n, T, bins)
     widths : ndarray[intp], shape (E,)
         Bins of each band; their sum is ``bins``.
-    out : ndarray[float32], shape (T, E), dB
+    out : ndarray[float32], shape (n, T, E), dB
         Written.
     """
-    for t in range(spec.shape[0]):
-        k = 0
-        for band in range(widths.size):
-            share = np.float32(1) / np.float32(widths[band])
-            power = np.float32(0)
-            for _ in range(widths[band]):
-                x = spec[t, k]
-                power += (x.real * x.real + x.imag * x.imag) * share
-                k += 1
-            out[t, band] = np.float32(10) * np.log10(power + _POWER_FLOOR)
+    n, T, _ = spec.shape
+    for row in range(n):
+        for t in range(T):
+            frame, levels = spec[row, t], out[row, t]
+            k = 0
+            for band in range(widths.size):
+                share = np.float32(1) / np.float32(widths[band])
+                power = np.float32(0)
+                for _ in range(widths[band]):
+                    x = frame[k]
+                    power += (x.real * x.real + x.imag * x.imag) * share
+                    k += 1
+                levels[band] = np.float32(10) * np.log10(power + _POWER_FLOOR)
 
 
-@jit(reads(complex64, 2), reads(float32, 2), reads(intp, 1), writes(complex64, 2))
+@jit(reads(complex64, 3), intp, reads(float32, 3), reads(intp, 1), writes(complex64, 3))
 def apply_band_gains(
-    spec: NDArray[np.complex64],
+    history: NDArray[np.complex64],
+    first: int,
     gains: NDArray[np.float32],
     widths: NDArray[np.intp],
     out: NDArray[np.complex64],
 ) -> None:
-    """Write the spectrum with all bins of a band times its gain (libDF ``lib.rs: apply_interp_band_gain``).
+    """Write spectra with all bins of a band times its gain (libDF ``lib.rs: apply_interp_band_gain``).
 
     Parameters
     ----------
-    spec : ndarray[complex64], shape (T, bins)
-    gains : ndarray[float32], shape (T, E)
+    history : ndarray[complex64], shape (n, R, bins)
+        ``R >= first + T``.
+    first : int, frames
+        The frame of ``history`` that becomes output frame 0.
+    gains : ndarray[float32], shape (n, at least T, E)
     widths : ndarray[intp], shape (E,)
         Bins of each band; their sum is ``bins``.
-    out : ndarray[complex64], shape (T, bins)
-        Written; may be ``spec``.
+    out : ndarray[complex64], shape (n, T, bins)
+        Written; may be ``history`` where ``first`` is 0.
     """
-    for t in range(spec.shape[0]):
-        k = 0
-        for band in range(widths.size):
-            gain = gains[t, band]
-            for _ in range(widths[band]):
-                out[t, k] = spec[t, k] * gain
-                k += 1
+    n, T, _ = out.shape
+    for row in range(n):
+        for t in range(T):
+            frame, masked = history[row, first + t], out[row, t]
+            k = 0
+            for band in range(widths.size):
+                gain, stop = gains[row, t, band], k + widths[band]
+                bins, scaled = frame[k:stop], masked[k:stop]
+                for i in range(bins.size):
+                    scaled[i] = bins[i] * gain
+                k = stop

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dfstream.dsp._jit import complex64, float32, jit, reads, writes
+from dfstream.dsp._jit import complex64, float32, intp, jit, reads, writes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,9 +50,13 @@ def _ramp(first: float, last: float, count: int) -> NDArray[np.float32]:
     return np.float32(first) + np.arange(count, dtype=np.float32) * step
 
 
-@jit(reads(float32, 2), float32, writes(float32, 1), writes(float32, 2))
+@jit(reads(float32, 3), reads(intp, 1), float32, writes(float32, 2), writes(float32, 3))
 def mean_norm(
-    band_db: NDArray[np.float32], alpha: float, state: NDArray[np.float32], out: NDArray[np.float32]
+    band_db: NDArray[np.float32],
+    lanes: NDArray[np.intp],
+    alpha: float,
+    state: NDArray[np.float32],
+    out: NDArray[np.float32],
 ) -> None:
     """Write how far each level is from its running mean (libDF ``lib.rs: band_mean_norm_erb``).
 
@@ -60,25 +64,34 @@ def mean_norm(
 
     Parameters
     ----------
-    band_db : ndarray[float32], shape (T, E), dB
+    band_db : ndarray[float32], shape (n, T, E), dB
+    lanes : ndarray[intp], shape (n,)
+        Row of ``state`` for each row of ``band_db``.
     alpha : float
         Decay of the mean, per frame.
-    state : ndarray[float32], shape (E,), dB
+    state : ndarray[float32], shape (lanes, E), dB
         The means; updated frame by frame, before use.
-    out : ndarray[float32], shape (T, E)
+    out : ndarray[float32], shape (n, T, E)
         Written; may be ``band_db``.
     """
-    for t in range(band_db.shape[0]):
-        for band in range(state.size):
-            level = band_db[t, band]
-            mean = level * (np.float32(1) - alpha) + state[band] * alpha
-            state[band] = mean
-            out[t, band] = (level - mean) / _LEVEL_RANGE_DB
+    n, T, E = band_db.shape
+    for row in range(n):
+        means = state[lanes[row]]
+        for t in range(T):
+            for band in range(E):
+                level = band_db[row, t, band]
+                mean = level * (np.float32(1) - alpha) + means[band] * alpha
+                means[band] = mean
+                out[row, t, band] = (level - mean) / _LEVEL_RANGE_DB
 
 
-@jit(reads(complex64, 2), float32, writes(float32, 1), writes(float32, 3))
+@jit(reads(complex64, 3), reads(intp, 1), float32, writes(float32, 2), writes(float32, 4))
 def unit_norm(
-    spec: NDArray[np.complex64], alpha: float, state: NDArray[np.float32], out: NDArray[np.float32]
+    spec: NDArray[np.complex64],
+    lanes: NDArray[np.intp],
+    alpha: float,
+    state: NDArray[np.float32],
+    out: NDArray[np.float32],
 ) -> None:
     """Write the lowest bins over the root of their running mean magnitude (libDF ``lib.rs: band_unit_norm``).
 
@@ -86,22 +99,27 @@ def unit_norm(
 
     Parameters
     ----------
-    spec : ndarray[complex64], shape (T, bins)
+    spec : ndarray[complex64], shape (n, T, bins)
         Bins from D on are not read.
+    lanes : ndarray[intp], shape (n,)
+        Row of ``state`` for each row of ``spec``.
     alpha : float
         Decay of the mean, per frame.
-    state : ndarray[float32], shape (D,)
+    state : ndarray[float32], shape (lanes, D)
         The means; updated frame by frame, before use.
-    out : ndarray[float32], shape (2, T, D)
+    out : ndarray[float32], shape (n, 2, T, D)
         Real and imaginary parts, written.
     """
-    for t in range(spec.shape[0]):
-        for k in range(state.size):
-            x = spec[t, k]
-            mean = abs(x) * (np.float32(1) - alpha) + state[k] * alpha
-            if mean < _LEAST_MEAN:
-                mean = _LEAST_MEAN
-            state[k] = mean
-            root = math.sqrt(mean)
-            out[0, t, k] = x.real / root
-            out[1, t, k] = x.imag / root
+    n, T, _ = spec.shape
+    for row in range(n):
+        means = state[lanes[row]]
+        for t in range(T):
+            for k in range(means.size):
+                x = spec[row, t, k]
+                mean = abs(x) * (np.float32(1) - alpha) + means[k] * alpha
+                if mean < _LEAST_MEAN:
+                    mean = _LEAST_MEAN
+                means[k] = mean
+                root = math.sqrt(mean)
+                out[row, 0, t, k] = x.real / root
+                out[row, 1, t, k] = x.imag / root

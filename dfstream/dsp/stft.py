@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dfstream.dsp._checks import check_geometry, check_max_frames, checked_samples, checked_spec
-from dfstream.dsp._jit import complex64, float32, jit, reads, writes
+from dfstream.dsp._checks import check_geometry, check_sizes, checked_samples, checked_spec
+from dfstream.dsp._jit import complex64, float32, intp, jit, reads, writes
+from dfstream.dsp.dft import Transform, forward, inverse
+from dfstream.dsp.lanes import LaneSet, Scratch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
 
 __all__ = ["Analysis", "Synthesis", "vorbis_window"]
 
@@ -46,6 +50,7 @@ class Analysis:
         ``fft_size`` is even and at least ``2 * hop_size``.
     max_frames : int
         Longest block of one call.
+    lanes : int
 
     Raises
     ------
@@ -53,49 +58,53 @@ class Analysis:
         Sizes outside these limits.
     """
 
-    def __init__(self, fft_size: int, hop_size: int, max_frames: int = 1) -> None:
+    def __init__(self, fft_size: int, hop_size: int, max_frames: int = 1, lanes: int = 1) -> None:
         check_geometry(fft_size, hop_size)
-        check_max_frames(max_frames)
-        self._hop_size, self._max_frames = hop_size, max_frames
-        # libDF scales by 2H/N^2 after the transform: the transform does 1/N, the window 2H/N, which
-        # is a power of two for the usual overlaps and then costs no rounding
-        self._window = vorbis_window(fft_size) * np.float32(2 * hop_size / fft_size)
-        self._memory = np.zeros(fft_size - hop_size, np.float32)
-        self._frames = np.empty((max_frames, fft_size), np.float32)
-        self._spec = np.empty((max_frames, fft_size // 2 + 1), np.complex64)
+        check_sizes(max_frames, lanes)
+        self._fft_size, self._hop_size, self._max_frames = fft_size, hop_size, max_frames
+        self._all = LaneSet(lanes)
+        # libDF scales by 2H/N^2 after the transform: here the window does
+        self._window = (vorbis_window(fft_size) * np.float64(2 * hop_size / fft_size**2)).astype(np.float32)
+        self._memory = np.zeros((lanes, fft_size - hop_size), np.float32)
+        self._spec = Scratch(lanes * max_frames * (fft_size // 2 + 1), np.complex64)
+        t = Transform.of_size(fft_size)
+        self._tables = (t.first, t.turn, t.second, t.place, t.sign, *t.scratch())
 
     @property
     def state(self) -> dict[str, NDArray[np.float32]]:
-        """Live arrays: ``analysis_mem``, the newest ``fft_size - hop_size`` samples, at first zeros."""
+        """Live arrays: ``analysis_mem`` (lanes, fft_size - hop_size), the newest samples, at first zeros."""
         return {"analysis_mem": self._memory}
 
-    def reset(self) -> None:
-        """Forget the past: as if only zeros had come before."""
-        self._memory[:] = 0
+    def reset(self, lanes: LaneSet | None = None) -> None:
+        """Forget the past of some lanes, or of all: as if only zeros had come before."""
+        self._memory[(lanes or self._all).index] = 0
 
-    def process(self, x: NDArray[np.float32]) -> NDArray[np.complex64]:
+    def process(self, x: NDArray[np.float32], lanes: LaneSet | None = None) -> NDArray[np.complex64]:
         """Return one spectrum for each hop.
 
         Parameters
         ----------
-        x : ndarray[float32], shape (T * hop_size,)
-            One to ``max_frames`` hops. Results do not depend on how hops are grouped into calls.
+        x : ndarray[float32], shape (n, T * hop_size)
+            One to ``max_frames`` hops of n lanes. Results do not depend on how hops are grouped into
+            calls, nor on what other lanes there are.
+        lanes : LaneSet, optional
+            Which lanes; all in order by default.
 
         Returns
         -------
-        ndarray[complex64], shape (T, bins)
+        ndarray[complex64], shape (n, T, bins)
             View of an internal buffer, overwritten by the next call.
 
         Raises
         ------
         UsageError
-            Wrong dtype or length.
+            Wrong dtype or shape.
         """
-        x = checked_samples(x, self._hop_size, self._max_frames)
-        T = x.size // self._hop_size
-        frames, spec = self._frames[:T], self._spec[:T]
-        _window_frames(x, self._window, self._memory, frames)
-        np.fft.rfft(frames, norm="forward", out=spec)  # type: ignore[arg-type]  # stubs know float64 only
+        lanes = lanes or self._all
+        x = checked_samples(x, len(lanes), self._hop_size, self._max_frames)
+        n, T = len(x), x.shape[1] // self._hop_size
+        spec: NDArray[np.complex64] = self._spec.shaped(n, T, self._fft_size // 2 + 1)
+        _analyse(x, lanes.index, self._window, self._memory, *self._tables, spec)
         return spec
 
 
@@ -108,6 +117,7 @@ class Synthesis:
         ``fft_size`` is even and at least ``2 * hop_size``.
     max_frames : int
         Longest block of one call.
+    lanes : int
 
     Raises
     ------
@@ -115,39 +125,41 @@ class Synthesis:
         Sizes outside these limits.
     """
 
-    def __init__(self, fft_size: int, hop_size: int, max_frames: int = 1) -> None:
+    def __init__(self, fft_size: int, hop_size: int, max_frames: int = 1, lanes: int = 1) -> None:
         check_geometry(fft_size, hop_size)
-        check_max_frames(max_frames)
+        check_sizes(max_frames, lanes)
         self._fft_size, self._hop_size, self._max_frames = fft_size, hop_size, max_frames
-        # libDF's inverse is not normalised. Asked for that, numpy 2.4 converts to float64 and back; its 1/N
-        # therefore stays in the transform, and the window takes it back
-        self._window = vorbis_window(fft_size) * np.float32(fft_size)
-        self._memory = np.zeros(fft_size - hop_size, np.float32)
-        self._spec = np.empty((max_frames, fft_size // 2 + 1), np.complex64)
-        self._frames = np.empty((max_frames, fft_size), np.float32)
-        self._out = np.empty(max_frames * hop_size, np.float32)
+        self._all, self._bins = LaneSet(lanes), fft_size // 2 + 1
+        self._window = vorbis_window(fft_size)
+        self._memory = np.zeros((lanes, fft_size - hop_size), np.float32)
+        t = Transform.of_size(fft_size)
+        self._tables = (t.last, t.turn, t.back, t.source, t.source_sign, *t.scratch())
+        self._out = Scratch(lanes * max_frames * hop_size, np.float32)
 
     @property
     def state(self) -> dict[str, NDArray[np.float32]]:
-        """Live arrays: ``synthesis_mem``, what past frames add to hops to come, at first zeros."""
+        """Live arrays: ``synthesis_mem`` (lanes, fft_size - hop_size), what is added to hops to come."""
         return {"synthesis_mem": self._memory}
 
-    def reset(self) -> None:
-        """Forget the frames that still overlap hops to come."""
-        self._memory[:] = 0
+    def reset(self, lanes: LaneSet | None = None) -> None:
+        """Forget the frames of some lanes, or of all, that still overlap hops to come."""
+        self._memory[(lanes or self._all).index] = 0
 
-    def process(self, spec: NDArray[np.complex64]) -> NDArray[np.float32]:
+    def process(self, spec: NDArray[np.complex64], lanes: LaneSet | None = None) -> NDArray[np.float32]:
         """Return one hop for each spectrum.
 
         Parameters
         ----------
-        spec : ndarray[complex64], shape (T, bins)
-            One to ``max_frames`` frames; not changed. Imaginary parts of the first and last bin are
-            ignored. Results do not depend on how frames are grouped into calls.
+        spec : ndarray[complex64], shape (n, T, bins)
+            One to ``max_frames`` frames of n lanes; not changed. Imaginary parts of the first and last
+            bin are ignored. Results do not depend on how frames are grouped into calls, nor on what
+            other lanes there are.
+        lanes : LaneSet, optional
+            Which lanes; all in order by default.
 
         Returns
         -------
-        ndarray[float32], shape (T * hop_size,)
+        ndarray[float32], shape (n, T * hop_size)
             View of an internal buffer, overwritten by the next call.
 
         Raises
@@ -155,74 +167,83 @@ class Synthesis:
         UsageError
             Wrong dtype or shape.
         """
-        spec = checked_spec(spec, self._spec.shape[1], self._max_frames)
-        T = spec.shape[0]
-        hermitian, frames, out = self._spec[:T], self._frames[:T], self._out[: T * self._hop_size]
-        _copy_with_real_ends(spec, hermitian)
-        np.fft.irfft(hermitian, self._fft_size, out=frames)  # type: ignore[arg-type]
-        _overlap_add(frames, self._window, self._memory, out)
+        lanes = lanes or self._all
+        spec = checked_spec(spec, len(lanes), self._bins, self._max_frames)
+        n, T, _ = spec.shape
+        out: NDArray[np.float32] = self._out.shaped(n, T * self._hop_size)
+        _synthesise(spec, lanes.index, self._window, self._memory, *self._tables, out)
         return out
 
 
-@jit(reads(float32, 1), reads(float32, 1), writes(float32, 1), writes(float32, 2))
-def _window_frames(
-    x: NDArray[np.float32],
-    window: NDArray[np.float32],
-    memory: NDArray[np.float32],
-    frames: NDArray[np.float32],
-) -> None:
-    """Write memory and hop, windowed, for each hop; shift the hop into the memory.
+@jit(
+    reads(float32, 2), reads(intp, 1), reads(float32, 1), writes(float32, 2), reads(float32, 2),
+    reads(float32, 3), reads(float32, 2), reads(intp, 1), reads(float32, 1), writes(float32, 1),
+    writes(float32, 2), writes(float32, 2), writes(float32, 2), writes(complex64, 3),
+)  # fmt: skip
+def _analyse(
+    x: Floats, lanes: NDArray[np.intp], window: Floats, memory: Floats, first: Floats, turn: Floats,
+    second: Floats, place: NDArray[np.intp], sign: Floats, frame: Floats, samples: Floats, halves: Floats,
+    bins: Floats, spec: NDArray[np.complex64],
+) -> None:  # fmt: skip
+    """Transform memory and hop, windowed, for each hop; shift the hop into the memory.
 
-    Shapes: x (T * hop,), window (fft,), memory (fft - hop,) changed, frames (T, fft) written.
+    Shapes: x (n, T * hop), lanes (n,), window (fft,), memory (lanes, fft - hop) changed, spec (n, T, bins)
+    written; the rest is a `Transform` and its scratch.
     """
-    T, fft_size = frames.shape
-    overlap = memory.size
-    hop = fft_size - overlap
-    for t in range(T):
-        frame, newest = frames[t], x[t * hop : (t + 1) * hop]
-        for i in range(overlap):
-            frame[i] = memory[i] * window[i]
-        for i in range(hop):
-            frame[overlap + i] = newest[i] * window[overlap + i]
-        for i in range(overlap - hop):
-            memory[i] = memory[i + hop]
-        for i in range(hop):
-            memory[overlap - hop + i] = newest[i]
+    n, T, _ = spec.shape
+    overlap = memory.shape[1]
+    hop = window.size - overlap
+    # slices counted from zero: the compiler does not vectorise where an index might be negative
+    frame_newest, window_newest = frame[overlap:], window[overlap:]
+    for row in range(n):
+        past = memory[lanes[row]]
+        later, end = past[hop:], past[overlap - hop :]
+        for t in range(T):
+            newest = x[row, t * hop : (t + 1) * hop]
+            for i in range(overlap):
+                frame[i] = past[i] * window[i]
+            for i in range(hop):
+                frame_newest[i] = newest[i] * window_newest[i]
+            forward(first, turn, second, place, sign, frame, samples, halves, bins, spec[row, t])
+            for i in range(overlap - hop):
+                past[i] = later[i]
+            for i in range(hop):
+                end[i] = newest[i]
 
 
-@jit(reads(complex64, 2), writes(complex64, 2))
-def _copy_with_real_ends(spec: NDArray[np.complex64], out: NDArray[np.complex64]) -> None:
-    """Copy spectra, making their first and last bin real. Shapes: both (T, bins).
+@jit(
+    reads(complex64, 3), reads(intp, 1), reads(float32, 1), writes(float32, 2), reads(float32, 2),
+    reads(float32, 3), reads(float32, 2), reads(intp, 2), reads(float32, 2), writes(float32, 1),
+    writes(float32, 2), writes(float32, 2), writes(float32, 2), writes(float32, 2),
+)  # fmt: skip
+def _synthesise(
+    spec: NDArray[np.complex64], lanes: NDArray[np.intp], window: Floats, memory: Floats, last: Floats,
+    turn: Floats, back: Floats, source: NDArray[np.intp], sign: Floats, frame: Floats, samples: Floats,
+    halves: Floats, bins: Floats, out: Floats,
+) -> None:  # fmt: skip
+    """Transform back and window frames, emit what each completes, keep the rest in the memory.
 
-    Deep filtering makes the first bin complex; what an inverse transform does then is up to the library.
+    Shapes: spec (n, T, bins), lanes (n,), window (fft,), memory (lanes, fft - hop) changed, out
+    (n, T * hop) written; the rest is a `Transform` and its scratch.
     """
-    T, bins = spec.shape
-    for t in range(T):
-        for k in range(bins):
-            out[t, k] = spec[t, k]
-        out[t, 0] = spec[t, 0].real
-        out[t, bins - 1] = spec[t, bins - 1].real
-
-
-@jit(reads(float32, 2), reads(float32, 1), writes(float32, 1), writes(float32, 1))
-def _overlap_add(
-    frames: NDArray[np.float32],
-    window: NDArray[np.float32],
-    memory: NDArray[np.float32],
-    out: NDArray[np.float32],
-) -> None:
-    """Window frames, emit what each completes, keep the rest in the memory.
-
-    Shapes: frames (T, fft), window (fft,), memory (fft - hop,) changed, out (T * hop,) written.
-    """
-    T, fft_size = frames.shape
-    overlap = memory.size
-    hop = fft_size - overlap
-    for t in range(T):
-        frame, done = frames[t], out[t * hop : (t + 1) * hop]
-        for i in range(hop):
-            done[i] = frame[i] * window[i] + memory[i]
-        for i in range(overlap - hop):
-            memory[i] = memory[i + hop] + frame[hop + i] * window[hop + i]
-        for i in range(overlap - hop, overlap):
-            memory[i] = frame[hop + i] * window[hop + i]
+    n, T, _ = spec.shape
+    overlap = memory.shape[1]
+    hop = window.size - overlap
+    frame_rest, frame_end, window_rest, window_end = (
+        frame[hop:],
+        frame[overlap:],
+        window[hop:],
+        window[overlap:],
+    )
+    for row in range(n):
+        past = memory[lanes[row]]
+        later, end = past[hop:], past[overlap - hop :]
+        for t in range(T):
+            inverse(last, turn, back, source, sign, frame, samples, halves, bins, spec[row, t])
+            done = out[row, t * hop : (t + 1) * hop]
+            for i in range(hop):
+                done[i] = frame[i] * window[i] + past[i]
+            for i in range(overlap - hop):
+                past[i] = later[i] + frame_rest[i] * window_rest[i]
+            for i in range(hop):
+                end[i] = frame_end[i] * window_end[i]
