@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from dfstream.errors import DfstreamError
     from dfstream.model import Model
     from dfstream.offline import enhance
+    from dfstream.pool import StreamPool
     from dfstream.stream import Stream
 
 __version__ = "0.1.0"
 
-__all__ = ["DfstreamError", "Model", "ModelConfig", "Stream", "__version__", "enhance"]
+__all__ = ["DfstreamError", "Model", "ModelConfig", "Stream", "StreamPool", "__version__", "enhance"]
 
 _HOME = {
     "DfstreamError": "dfstream.errors",
     "Model": "dfstream.model",
     "ModelConfig": "dfstream.config",
     "Stream": "dfstream.stream",
+    "StreamPool": "dfstream.pool",
     "enhance": "dfstream.offline",
 }
 

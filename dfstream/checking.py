@@ -11,7 +11,7 @@ import numpy as np
 from dfstream.backends.base import find_backend
 from dfstream.errors import BackendError
 from dfstream.interface import EXPORTS, FEATURES, RESULTS, state_inputs
-from dfstream.modes.base import NetOutput, initial_states
+from dfstream.modes.base import NetOutput, find_mode, initial_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +28,7 @@ __all__ = [
     "TOLERANCES",
     "CheckRow",
     "check_canonical",
+    "check_lean",
     "check_mode",
     "reference_run",
     "speech_clip",
@@ -150,7 +151,19 @@ def check_mode(model: Model, mode_class: type[Mode]) -> list[CheckRow]:
         for size in _CHUNKINGS if mode_class.many_frames else (1,):
             mode = mode_class(model, find_backend("ort-cpu"))
             rows.append(_compare(kind, _name(size), _streamed(mode.step, features, size), reference))
-        rows.append(_compare(kind, "batch of 3", _batched(model, mode_class, features), reference))
+        batch = mode_class(model, find_backend("ort-cpu"), batch=3)
+        rows.append(_compare(kind, "batch of 3", _batched(batch.step, features, 7), reference))
+    return rows
+
+
+def check_lean(model: Model) -> list[CheckRow]:
+    """Step the lean graph frame by frame, as live streams do, and compare as `check_mode`."""
+    rows, mode_class = [], find_mode("incremental")
+    for kind, features in test_features(model).items():
+        reference = reference_run(model, features)
+        one, batch = (mode_class(model, find_backend("ort-cpu"), n, single_frame=True) for n in (1, 3))
+        rows.append(_compare(kind, "1", _streamed(one.step, features, 1), reference))
+        rows.append(_compare(kind, "1, batch of 3", _batched(batch.step, features, 1), reference))
     return rows
 
 
@@ -174,12 +187,10 @@ def _streamed(step: Callable[..., NetOutput], features: Arrays, size: int | None
     return NetOutput.join([step(*piece) for piece in _pieces(features, size)])
 
 
-def _batched(model: Model, mode_class: type[Mode], features: Arrays) -> NetOutput:
+def _batched(step: Callable[..., NetOutput], features: Arrays, size: int) -> NetOutput:
     """Run three different streams as one batch; return the middle one, which is the real one."""
-    mode = mode_class(model, find_backend("ort-cpu"), batch=3)
     others = {name: np.concatenate([x[:, :, ::-1], x, 0.5 * x]) for name, x in features.items()}
-    joined = _streamed(mode.step, others, 7)
-    return NetOutput(*(x[1:2] for x in joined))
+    return NetOutput(*(x[1:2] for x in _streamed(step, others, size)))
 
 
 def _whole(model: Model, mode_class: type[Mode], features: Arrays) -> NetOutput:

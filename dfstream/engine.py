@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dfstream.config import ModelConfig
     from dfstream.modes.base import Mode
 
-__all__ = ["ChannelMask", "Engine", "EngineOptions", "Parity", "PostFilterKind"]
+__all__ = ["ChannelMask", "Engine", "EngineOptions", "Parity", "PostFilterKind", "no_output"]
 
 Parity = Literal["rust", "python"]
 ChannelMask = Literal["none", "max", "mean"]
@@ -160,12 +161,7 @@ class Engine:
         self, feat_erb: NDArray[np.float32], feat_spec: NDArray[np.float32], unfed: int
     ) -> tuple[NetOutput, NDArray[np.int8] | None]:
         """Put silence, of which nothing is known, in the place of the first frames; run the rest."""
-        c, channels = self._config, self._options.channels
-        before = NetOutput(
-            np.full((channels, unfed, 1), np.nan, np.float32),
-            np.zeros((channels, 1, unfed, c.nb_erb), np.float32),
-            np.zeros((channels, unfed, c.nb_df, 2 * c.df_order), np.float32),
-        )
+        before = no_output(self._config, self._options.channels, unfed)
         rest = feat_erb.shape[2] - unfed
         if not rest:
             return before, None
@@ -220,3 +216,12 @@ class Engine:
             self._mode.state[name] = saved[f"net/{name}"].copy()  # type: ignore[assignment]
         for name, array in self._signal.state.items():
             array[...] = saved[f"signal/{name}"]
+
+
+def no_output(config: ModelConfig, streams: int, frames: int) -> NetOutput:
+    """Results for frames that the network is not fed: silence, and nothing known of it."""
+    return NetOutput(
+        np.full((streams, frames, 1), np.nan, np.float32),
+        np.zeros((streams, 1, frames, config.nb_erb), np.float32),
+        np.zeros((streams, frames, config.nb_df, 2 * config.df_order), np.float32),
+    )

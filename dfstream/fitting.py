@@ -76,7 +76,7 @@ def check_patched(files: Mapping[str, bytes], config: ModelConfig, origin: str) 
         if any(
             isinstance(size, int) for name in FEATURES for size in declared.get(name, ())[TIME : TIME + 1]
         ):
-            continue  # of a fixed number of frames: drives no mode
+            continue  # a one-frame form: what it gives is looked at when it is run
         shapes = static_shapes(data, frames=_FRAMES)
         _check_sizes(shapes, origin)
         whole, last = _expected(config, _FRAMES), _expected(config, 1)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dfstream.batching import Batch
+    from dfstream.filebatch import Batch
     from dfstream.model import Model
     from dfstream.planning import Job, Plan
 

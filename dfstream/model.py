@@ -185,16 +185,6 @@ class Model:
         """Whether the graphs of a recipe were found already patched."""
         return all(stem in self._patched for stem in recipe.stems)
 
-    def state_sections(self, recipe: Recipe) -> Mapping[str, str]:
-        """Return which part of the network (``enc``, ``erb``, ``df``) each state of a recipe belongs to."""
-        from dfstream.patches.recipe import read_metadata
-
-        found: dict[str, str] = {}
-        for stem, data in self.graphs(recipe).items():
-            metadata = read_metadata(reading.parse_graph(data, stem), stem)
-            found |= metadata.sections if metadata else {}
-        return found
-
     def with_patched(self, files: Mapping[str, bytes]) -> Model:
         """Return this model with the given graphs, by stem, in place of patching."""
         return dataclasses.replace(
@@ -209,12 +199,18 @@ class Model:
         """Return every graph that was read, patched or not, by stem."""
         return MappingProxyType({**self._sources, **self._patched})
 
-    def open(self, backend: Backend, recipe: Recipe) -> Mapping[str, Session]:
-        """Return the loaded graphs of a recipe, loaded once per backend and its options."""
+    def open(self, backend: Backend, recipe: Recipe, *, single_frame: bool = False) -> Mapping[str, Session]:
+        """Return the loaded graphs of a recipe, loaded once per backend and its options.
+
+        They are those of another recipe where the backend knows a better one for calls of a single frame;
+        see `dfstream.backends.base.Backend.choose`.
+        """
         with self._lock:
-            key = (backend, recipe.name)
+            chosen = backend.choose(self, recipe, single_frame)
+            key = (backend, recipe.name, chosen.name)
             if key not in self._sessions:
-                self._sessions[key] = backend.open(self, recipe)
+                sessions = backend.open(self, chosen).values()
+                self._sessions[key] = dict(zip(recipe.stems, sessions, strict=True))
             return self._sessions[key]
 
     def _merged(self) -> gs.Graph:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfstream import atomic, catalog, reading
-from dfstream.checking import CheckRow, check_canonical, check_mode
+from dfstream.checking import CheckRow, check_canonical, check_lean, check_mode
 from dfstream.errors import ModelError, UsageError, VerifyFailed
 from dfstream.modes.base import find_mode
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from dfstream.model import Model
     from dfstream.patches.recipe import Patched, Recipe
 
-__all__ = ["CANONICAL", "PatchResult", "patch_model", "target_folder"]
+__all__ = ["CANONICAL", "LEAN", "PatchResult", "patch_model", "target_folder"]
 
-#: Name of the canonical recipe where a mode's name is expected.
-CANONICAL = "canonical"
+#: Names of the one-frame recipes where a mode's name is expected.
+CANONICAL, LEAN = "canonical", "lean"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PatchResult:
     Attributes
     ----------
     name : str
-        The mode, or "canonical".
+        The mode, or "canonical" or "lean".
     report : tuple of (str, tuple of str)
         Each patch and the sites it changed; empty if the model was patched for this before.
     checks : tuple of CheckRow
@@ -54,6 +54,12 @@ def canonical_recipe() -> Recipe:
     return Recipe(CANONICAL, ("combined_canonical",), (fold_constants,), canonicalise)
 
 
+def _one_frame_recipe(name: str) -> Recipe:
+    from dfstream.patches.lean import lean_recipe
+
+    return canonical_recipe() if name == CANONICAL else lean_recipe()
+
+
 def target_folder(source: str) -> Path:
     """Return the folder beside a model's source.
 
@@ -74,6 +80,7 @@ def patch_model(
     modes: Sequence[str] = ("stateful-h0",),
     *,
     canonical: bool = False,
+    lean: bool = False,
     check: bool = True,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -86,8 +93,8 @@ def patch_model(
     folder : Path
         Made if it does not exist.
     modes : sequence of str
-    canonical : bool
-        Also write the canonical one-frame graph.
+    canonical, lean : bool
+        Also write the one-frame graph for accelerators, the one for ONNX Runtime on a CPU.
     check : bool
         Compare the graphs with the export first.
     force : bool
@@ -104,7 +111,7 @@ def patch_model(
     UsageError
         A file would be replaced that dfstream did not write.
     """
-    names = [*dict.fromkeys(modes), *([CANONICAL] if canonical else [])]
+    names = [*dict.fromkeys(modes), *[CANONICAL] * canonical, *[LEAN] * lean]
     made = [_make(model, name, check, progress) for name in names]
     files = {f"{stem}.onnx": data for _, patched, _ in made for stem, data in patched.files.items()}
     actions = {name: _action(folder / name, data, force) for name, data in files.items()}
@@ -121,8 +128,8 @@ def _make(
 ) -> tuple[str, Patched, tuple[CheckRow, ...]]:
     from dfstream.patches.recipe import Patched
 
-    mode = None if name == CANONICAL else find_mode(name)
-    recipe = canonical_recipe() if mode is None else mode.recipe()
+    mode = None if name in (CANONICAL, LEAN) else find_mode(name)
+    recipe = mode.recipe() if mode is not None else _one_frame_recipe(name)
     if not model.is_export and model.has_patched(recipe):
         return name, Patched(dict(model.graphs(recipe)), ()), ()
     if mode is not None:
@@ -132,10 +139,13 @@ def _make(
     checks: list[CheckRow] = []
     if check:
         progress(f"{name}: checking against the export")
-        if mode is None:
-            checks = check_canonical(model, next(iter(patched.files.values())))
+        ready = model.with_patched(patched.files)
+        if mode is not None:
+            checks = check_mode(ready, mode)
+        elif name == LEAN:
+            checks = check_lean(ready)
         else:
-            checks = check_mode(model.with_patched(patched.files), mode)
+            checks = check_canonical(model, next(iter(patched.files.values())))
     failed = [row for row in checks if not row.passed]
     if failed:
         worst = max(failed, key=lambda row: max(row.errors.values()))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from dfstream.arguments import check_choice, check_range, check_whole
-from dfstream.backends.base import Backend, find_backend
+from dfstream.backends.base import AUTO, Backend, pick_backend
 from dfstream.chunks import MAX_CHANNELS, checked_chunk, cleaned_chunk
 from dfstream.engine import ChannelMask, Engine, EngineOptions, Parity, PostFilterKind
 from dfstream.errors import UsageError
@@ -66,7 +66,10 @@ class Stream:
         How the graphs are driven: ``incremental``, ``streaming``, ``stateful-h0`` (all exact) or
         ``stateless-window-last`` (see MODES.md).
     backend : str or Backend
-        What runs them.
+        What runs them: ``auto`` (the quickest that serves), ``numba`` or ``ort-cpu``.
+    precision : str
+        How weights are stored: ``float32`` (exact), or, declared and never by default, ``int16``, ``fp16``
+        or ``int8``, as the backend has them; MODES.md says what each costs in quality.
     sample_rate : int, Hz
         Rate of the audio, 8 to 192 kHz; other rates than the model's pass through soxr.
     channels : int
@@ -138,7 +141,8 @@ class Stream:
         model: Model | str | Path | None = None,
         *,
         mode: str = "incremental",
-        backend: str | Backend = "ort-cpu",
+        backend: str | Backend = AUTO,
+        precision: str = "float32",
         sample_rate: int = 48_000,
         channels: int = 1,
         channel_mask: ChannelMask = "none",
@@ -167,8 +171,15 @@ class Stream:
             channels, channel_mask, parity, block_frames, thresholds, bool(skip_silence), post_filter_kind
         )
         self._mode_class = find_mode(mode)
-        self._backend = backend if isinstance(backend, Backend) else find_backend(backend, threads=threads)
         self._model = Model.load(model)
+        self._backend = pick_backend(
+            backend,
+            self._model,
+            self._mode_class.recipe(),
+            single_frame=block_frames == 1,
+            precision=precision,
+            threads=threads,
+        )
         config = self._config = self._model.config
         if max_db_df_thresh < 35 and not config.filters_masked:
             warnings.warn(
@@ -376,7 +387,9 @@ class Stream:
     # -- blocks ------------------------------------------------------------------------------------
 
     def _new_engine(self) -> Engine:
-        return Engine(self._mode_class(self._model, self._backend, self.channels), self._options)
+        single_frame = self._options.block_frames == 1
+        network = self._mode_class(self._model, self._backend, self.channels, single_frame=single_frame)
+        return Engine(network, self._options)
 
     def _run(
         self, block: NDArray[np.float32], skip_silence: bool | None = None

@@ -88,13 +88,13 @@ class Lowering:
     def run(self) -> gs.Graph:
         """Return the one-frame graph."""
         for name in FEATURES:
-            tensor = self._input(name, self.shapes[name])
+            tensor = self.open_input(name, self.shapes[name])
             self.held[name] = (tensor, MAP)
         self.open_hidden()
         for node in self.source.nodes:
             if id(node) not in self.done and self._carries_data(node):
-                self._rules().get(node.op, self._refuse)(node)
-        outputs = self._results()
+                self._rules().get(node.op, self.refuse)(node)
+        outputs = self.close_results()
         self.close_hidden()
         outputs += self._close_states()
         graph = gs.Graph(
@@ -104,26 +104,29 @@ class Lowering:
         return graph.cleanup().toposort()
 
     def _rules(self) -> dict[str, Callable[[gs.Node], None]]:
-        elementwise = dict.fromkeys(("Add", "Sub", "Mul", "Div"), self._arithmetic)
-        unary = dict.fromkeys(("Relu", "Sigmoid", "Tanh"), self._unary)
-        same_order = dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Identity"), self._reshape)
+        elementwise = dict.fromkeys(("Add", "Sub", "Mul", "Div"), self.arithmetic)
+        unary = dict.fromkeys(("Relu", "Sigmoid", "Tanh"), self.unary)
+        same_order = dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Identity"), self.reshape)
         return {
             **elementwise, **unary, **same_order, "Concat": self._concat, "Conv": self._conv,
-            "ConvTranspose": self._conv_transpose, "Einsum": self._einsum, "Gemm": self._matmul,
-            "GRU": self.gru, "MatMul": self._matmul, "Pad": self._pad, "Transpose": self._transpose,
+            "ConvTranspose": self.conv_transpose, "Einsum": self._einsum, "Gemm": self._matmul,
+            "GRU": self.gru, "MatMul": self._matmul, "Pad": self._pad, "Transpose": self.transpose,
         }  # fmt: skip
 
-    def _refuse(self, node: gs.Node) -> None:
+    def refuse(self, node: gs.Node) -> None:
+        """Say that an operator has no such form."""
         raise UnsupportedGraph(f"canonicalise: no canonical form for {node.op} {node.name!r}")
 
     # -- emitting ----------------------------------------------------------------------------------
 
-    def _input(self, name: str, shape: Sequence[int]) -> gs.Variable:
+    def open_input(self, name: str, shape: Sequence[int]) -> gs.Variable:
+        """Declare an input."""
         tensor = gs.Variable(name, np.dtype(np.float32), list(shape))
         self.inputs.append(tensor)
         return tensor
 
-    def _emit(self, op: str, inputs: Sequence[Any], name: str, **attrs: Any) -> gs.Variable:
+    def emit(self, op: str, inputs: Sequence[Any], name: str, **attrs: Any) -> gs.Variable:
+        """Emit an operator; arrays among its inputs become constants."""
         tensors = [
             t if isinstance(t, gs.Tensor) else self._weight(t, f"{name}/{i}") for i, t in enumerate(inputs)
         ]
@@ -141,28 +144,28 @@ class Lowering:
     ) -> gs.Variable:  # fmt: skip
         """Emit a convolution over one frame; ``pads`` are left and right in frequency."""
         operands = [x, weight] if bias is None else [x, weight, bias]
-        return self._emit(
+        return self.emit(
             "Conv", operands, name, group=group, strides=[1, stride], dilations=[1, 1],
             pads=[0, pads[0], 0, pads[1]], kernel_shape=list(weight.shape[2:]),
         )  # fmt: skip
 
     def emit_slice(self, x: gs.Tensor, start: int, end: int, name: str) -> gs.Variable:
         """Emit a slice of channels."""
-        return self._emit("Slice", [x, *(np.array([n]) for n in (start, end, 1))], name)
+        return self.emit("Slice", [x, *(np.array([n]) for n in (start, end, 1))], name)
 
     def emit_concat(self, parts: Sequence[Any], name: str) -> gs.Tensor:
         """Emit a concatenation of channels."""
-        return parts[0] if len(parts) == 1 else self._emit("Concat", parts, name, axis=1)
+        return parts[0] if len(parts) == 1 else self.emit("Concat", parts, name, axis=1)
 
-    def emit(self, op: str, inputs: Sequence[Any], name: str) -> gs.Variable:
-        """Emit an element-wise operator."""
-        return self._emit(op, inputs, name)
+    def append_zeros(self, x: gs.Tensor, shape: Sequence[int], name: str) -> gs.Tensor:
+        """Emit ``x`` and behind it channels of zeros, of the given shape."""
+        return self.emit_concat([x, np.zeros(shape, np.float32)], name)
 
     def open_state(self, name: str, shape: Sequence[int]) -> gs.Variable:
         """Declare a state; a second one of the same name gets a number."""
         taken = {t.name for t in self.inputs}
         name = next(n for n in (name, *(f"{name}_{i}" for i in range(2, 99))) if n not in taken)
-        return self._input(name, shape)
+        return self.open_input(name, shape)
 
     def close_state(self, state: gs.Variable, value: gs.Tensor) -> None:
         """Say what a state becomes."""
@@ -179,7 +182,8 @@ class Lowering:
         """Say what holds the result of a node, and in which layout."""
         self.held[node.outputs[0].name] = (tensor, layout)
 
-    def _shape(self, tensor: gs.Tensor) -> tuple[int, ...]:
+    def shape_of(self, tensor: gs.Tensor) -> tuple[int, ...]:
+        """Return the shape of a tensor of the original graph, for one stream and one frame."""
         if tensor.name not in self.shapes:
             raise UnsupportedGraph(f"canonicalise: the shape of {tensor.name!r} is not known")
         return self.shapes[tensor.name]
@@ -191,79 +195,86 @@ class Lowering:
             return held
         name = f"{tensor.name}/flat"
         if layout == LAST:
-            held = self._emit("Transpose", [held], f"{name}/last", perm=[0, 2, 3, 1])
-        return self._emit("Reshape", [held, np.array([1, self._size(tensor), 1, 1])], name)
+            held = self.emit("Transpose", [held], f"{name}/last", perm=[0, 2, 3, 1])
+        return self.emit("Reshape", [held, np.array([1, self.size_of(tensor), 1, 1])], name)
 
-    def _map(self, tensor: gs.Tensor) -> gs.Tensor:
+    def as_map(self, tensor: gs.Tensor) -> gs.Tensor:
+        """Return a tensor as [1, C, 1, F]."""
         held, layout = self.held[tensor.name]
         if layout == MAP:
             return held
         if layout == LAST:
-            return self._emit("Transpose", [held], f"{tensor.name}/turned", perm=[0, 2, 3, 1])
-        shape = self._shape(tensor)
+            return self.emit("Transpose", [held], f"{tensor.name}/turned", perm=[0, 2, 3, 1])
+        shape = self.shape_of(tensor)
         if len(shape) != 4:
             raise UnsupportedGraph(f"canonicalise: {tensor.name!r} of shape {shape} is used as a map")
-        return self._emit("Reshape", [held, np.array(shape)], f"{tensor.name}/map")
+        return self.emit("Reshape", [held, np.array(shape)], f"{tensor.name}/map")
 
-    def _last(self, tensor: gs.Tensor) -> gs.Tensor:
+    def as_last(self, tensor: gs.Tensor) -> gs.Tensor:
         """Return the [1, C, 1, F] form of a tensor whose view is [1, 1, F, C]."""
         held, layout = self.held[tensor.name]
         if layout == LAST:
             return held
-        return self._emit("Transpose", [self._map(tensor)], f"{tensor.name}/planar", perm=[0, 3, 1, 2])
+        return self.emit("Transpose", [self.as_map(tensor)], f"{tensor.name}/planar", perm=[0, 3, 1, 2])
 
-    def _size(self, tensor: gs.Tensor) -> int:
-        return int(np.prod(self._shape(tensor)))
+    def size_of(self, tensor: gs.Tensor) -> int:
+        """Return the number of elements of a tensor of the original graph."""
+        return int(np.prod(self.shape_of(tensor)))
 
     # -- operators ---------------------------------------------------------------------------------
 
-    def _reshape(self, node: gs.Node) -> None:
+    def reshape(self, node: gs.Node) -> None:
         """Row-major order stays, so a vector is a vector under any shape."""
         if node.op == "Identity":
             self.held[node.outputs[0].name] = self.held[node.inputs[0].name]
         else:
             self.keep(node, self.vector(node.inputs[0]), VECTOR)
 
-    def _transpose(self, node: gs.Node) -> None:
+    def transpose(self, node: gs.Node) -> None:
+        """Exchange views where the original exchanges layouts."""
         tensor, perm = node.inputs[0], list(node.attrs["perm"])
-        shape = self._shape(tensor)
+        shape = self.shape_of(tensor)
         order = [axis for axis in perm if shape[axis] != 1]
         if order == sorted(order) and len(shape) != 4:
             self.keep(node, self.vector(tensor), VECTOR)  # only axes of size 1 move
         elif perm == [0, 2, 3, 1]:
-            self.keep(node, self._map(tensor), LAST)
+            self.keep(node, self.as_map(tensor), LAST)
         elif perm == [0, 3, 1, 2]:
-            self.keep(node, self._last(tensor), MAP)
+            self.keep(node, self.as_last(tensor), MAP)
         else:
-            self._refuse(node)
+            self.refuse(node)
 
-    def _unary(self, node: gs.Node) -> None:
+    def unary(self, node: gs.Node) -> None:
+        """Apply it in whatever layout the tensor is held."""
         held, layout = self.held[node.inputs[0].name]
-        self.keep(node, self._emit(node.op, [held], node.name), layout)
+        self.keep(node, self.emit(node.op, [held], node.name), layout)
 
-    def _arithmetic(self, node: gs.Node) -> None:
-        layout = self._common_layout([t for t in node.inputs if t.name in self.held])
-        read = {MAP: self._map, LAST: self._last, VECTOR: self.vector}[layout]
+    def arithmetic(self, node: gs.Node) -> None:
+        """Bring all operands into one layout."""
+        layout = self.common_layout([t for t in node.inputs if t.name in self.held])
+        read = {MAP: self.as_map, LAST: self.as_last, VECTOR: self.vector}[layout]
         operands = [
-            read(t) if t.name in self.held else self._broadcast(node, constant_value(t), layout)
+            read(t) if t.name in self.held else self.broadcast(node, constant_value(t), layout)
             for t in node.inputs
         ]
-        self.keep(node, self._emit(node.op, operands, node.name), layout)
+        self.keep(node, self.emit(node.op, operands, node.name), layout)
 
-    def _common_layout(self, tensors: list[gs.Tensor]) -> str:
+    def common_layout(self, tensors: list[gs.Tensor]) -> str:
+        """Return the layout that operands meet in."""
         layouts = {self.held[t.name][1] for t in tensors}
         if len(layouts) == 1:
             return layouts.pop()
-        return LAST if LAST in layouts else MAP if len(self._shape(tensors[0])) == 4 else VECTOR
+        return LAST if LAST in layouts else MAP if len(self.shape_of(tensors[0])) == 4 else VECTOR
 
-    def _broadcast(self, node: gs.Node, value: NDArray[Any] | None, layout: str) -> NDArray[Any]:
+    def broadcast(self, node: gs.Node, value: NDArray[Any] | None, layout: str) -> NDArray[Any]:
+        """Return a constant operand in the shape of a layout."""
         if value is None:
             raise UnsupportedGraph(
                 f"canonicalise: {node.op} {node.name!r} mixes the signal with something else"
             )
         if value.size == 1:
             return value.reshape(1, 1, 1, 1)
-        if layout == VECTOR and value.size == value.shape[-1] == self._size(node.outputs[0]):
+        if layout == VECTOR and value.size == value.shape[-1] == self.size_of(node.outputs[0]):
             return value.reshape(1, -1, 1, 1)
         if layout == MAP and value.ndim == 4:
             return value
@@ -272,16 +283,16 @@ class Lowering:
         )
 
     def _concat(self, node: gs.Node) -> None:
-        shape, axis = self._shape(node.inputs[0]), node.attrs["axis"]
+        shape, axis = self.shape_of(node.inputs[0]), node.attrs["axis"]
         if any(size != 1 for size in shape[: axis % len(shape)]):
-            self._refuse(node)
+            self.refuse(node)
         self.keep(node, self.emit_concat([self.vector(t) for t in node.inputs], node.name), VECTOR)
 
     def _matmul(self, node: gs.Node) -> None:
-        """A matrix product is a 1x1 convolution; a bias added next becomes the convolution's."""
+        """Take a bias that is added next along with the matrix product."""
         weight = constant_value(node.inputs[1])
         if weight is None or weight.ndim != 2:
-            self._refuse(node)
+            self.refuse(node)
             return
         matrix = weight if node.op == "Gemm" and node.attrs.get("transB", 0) else weight.T
         bias, last = None, node
@@ -292,7 +303,7 @@ class Lowering:
                 or node.attrs.get("beta", 1.0) != 1.0
                 or node.attrs.get("transA", 0)
             ):
-                self._refuse(node)
+                self.refuse(node)
         else:
             after = consumers(node.outputs[0])
             if len(after) == 1 and after[0].op == "Add":
@@ -300,20 +311,27 @@ class Lowering:
                 if values and values[0] is not None and values[0].shape == (len(matrix),):
                     bias, last = values[0], after[0]
                     self.done.add(id(last))
-        result = self.emit_conv(self.vector(node.inputs[0]), matrix[:, :, None, None], bias, node.name)
-        self.keep(last, result, VECTOR)
+        self.keep(last, self.linear(node.inputs[0], matrix, bias, node.name), VECTOR)
+
+    def linear(
+        self, tensor: gs.Tensor, matrix: NDArray[Any], bias: NDArray[Any] | None, name: str
+    ) -> gs.Variable:
+        """Emit the product of a matrix [outputs, inputs] and a vector, plus a bias."""
+        return self.emit_conv(self.vector(tensor), matrix[:, :, None, None], bias, name)
 
     def _einsum(self, node: gs.Node) -> None:
-        """A grouped linear layer is a grouped 1x1 convolution, channels in the same order."""
         weight = constant_value(node.inputs[1])
         equation = str(node.attrs.get("equation", "")).replace(" ", "")
         if equation != "btgi,gih->btgh" or weight is None:
-            self._refuse(node)
+            self.refuse(node)
             return
+        self.keep(node, self.grouped_linear(node.inputs[0], weight, node.name), VECTOR)
+
+    def grouped_linear(self, tensor: gs.Tensor, weight: NDArray[Any], name: str) -> gs.Variable:
+        """Emit a grouped linear layer [groups, inputs, outputs]: a grouped 1x1 convolution, in order."""
         groups, size, out = weight.shape
         kernel = np.swapaxes(weight, 1, 2).reshape(groups * out, size, 1, 1)
-        result = self.emit_conv(self.vector(node.inputs[0]), kernel, None, node.name, group=groups)
-        self.keep(node, result, VECTOR)
+        return self.emit_conv(self.vector(tensor), kernel, None, name, group=groups)
 
     def gru(self, node: gs.Node) -> None:
         """Write a GRU step out as gates.
@@ -330,7 +348,7 @@ class Lowering:
             int(node.attrs["hidden_size"]),
         )
         W, R = (constant_value(node.inputs[i])[0].astype(np.float64) for i in (1, 2))  # type: ignore[index]
-        b, c = self._gru_biases(node, size)
+        b, c = self.gru_biases(node, size)
         joint = np.concatenate([W, R], axis=1)
         z, r, n = slice(0, size), slice(size, 2 * size), slice(2 * size, 3 * size)
         both = self.emit_concat([x, h], f"{node.name}/xh")
@@ -351,7 +369,8 @@ class Lowering:
         for output in node.outputs:
             self.held[output.name] = (state, VECTOR)
 
-    def _gru_biases(self, node: gs.Node, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def gru_biases(self, node: gs.Node, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the biases of the input's and of the state's products, of all three gates each."""
         value = (
             constant_value(node.inputs[3]) if len(node.inputs) > 3 and not node.inputs[3].is_empty() else None
         )
@@ -370,19 +389,21 @@ class Lowering:
             raise UnsupportedGraph(
                 f"canonicalise: Conv {node.name!r} spans {conv.taps} frames after a Pad of {past}"
             )
-        width = self._shape(node.outputs[0])[3]
+        width = self.shape_of(node.outputs[0])[3]
         feature = source.name.removeprefix("feat_") if source.name in FEATURES else None
-        self.keep(last, conv.emit(self, self._map(source), feature, self._shape(source)[3], width), MAP)
+        self.keep(last, conv.emit(self, self.as_map(source), feature, self.shape_of(source)[3], width), MAP)
 
-    def _conv_transpose(self, node: gs.Node) -> None:
+    def conv_transpose(self, node: gs.Node) -> None:
         """Upsampling by two: both phases in one convolution, then interleaved."""
         weight, bias, group = polyphase(node)
-        _, _, _, width = self._shape(node.inputs[0])
-        channels = self._shape(node.outputs[0])[1]
-        phases = self.emit_conv(self._map(node.inputs[0]), weight, bias, node.name, group=group, pads=(0, 1))
-        x = self._emit("Reshape", [phases, np.array([1, channels, 2, width])], f"{node.name}/phases")
-        x = self._emit("Transpose", [x], f"{node.name}/interleave", perm=[0, 1, 3, 2])
-        x = self._emit("Reshape", [x, np.array([1, channels, 1, 2 * width])], f"{node.name}/out")
+        _, _, _, width = self.shape_of(node.inputs[0])
+        channels = self.shape_of(node.outputs[0])[1]
+        phases = self.emit_conv(
+            self.as_map(node.inputs[0]), weight, bias, node.name, group=group, pads=(0, 1)
+        )
+        x = self.emit("Reshape", [phases, np.array([1, channels, 2, width])], f"{node.name}/phases")
+        x = self.emit("Transpose", [x], f"{node.name}/interleave", perm=[0, 1, 3, 2])
+        x = self.emit("Reshape", [x, np.array([1, channels, 1, 2 * width])], f"{node.name}/out")
         self.keep(node, x, MAP)
 
     # -- beginning and end -------------------------------------------------------------------------
@@ -402,26 +423,27 @@ class Lowering:
         """Put the layers' new states together."""
         self.close_state(self._packed, self.emit_concat(self.steps, "h/next"))
 
-    def _results(self) -> list[gs.Variable]:
+    def close_results(self) -> list[gs.Variable]:
+        """Give out the results."""
         tensors = {t.name: t for t in self.source.outputs}
-        bands, bins = (self._shape(self.source.tensors()[name])[-1] for name in FEATURES)
-        taps = self._size(tensors["coefs"]) // bins
+        bands, bins = (self.shape_of(self.source.tensors()[name])[-1] for name in FEATURES)
+        taps = self.size_of(tensors["coefs"]) // bins
         outputs = []
-        held = self.vector(tensors["lsnr"]), self._map(tensors["m"]), self._last(tensors["coefs"])
+        held = self.vector(tensors["lsnr"]), self.as_map(tensors["m"]), self.as_last(tensors["coefs"])
         shapes = [1, 1, 1, 1], [1, 1, 1, bands], [1, taps, 1, bins]
         for name, tensor, shape in zip(self.results, held, shapes, strict=True):
-            outputs.append(self._name_output(tensor, name, shape))
+            outputs.append(self.name_output(tensor, name, shape))
         return outputs
 
     def _close_states(self) -> list[gs.Variable]:
         after = {state.name: value for state, value in self.states}
         return [
-            self._name_output(after[state.name], state_output(state.name), state.shape)
+            self.name_output(after[state.name], state_output(state.name), state.shape)
             for state in self.inputs
             if state.name in after
         ]
 
-    def _name_output(self, tensor: gs.Tensor, name: str, shape: Sequence[int]) -> gs.Variable:
+    def name_output(self, tensor: gs.Tensor, name: str, shape: Sequence[int | str]) -> gs.Variable:
         """Give a tensor its public name; one that already has a public name is passed on under a second."""
         if isinstance(tensor, gs.Variable) and tensor not in self.inputs and not tensor.shape:
             tensor.name, tensor.shape = name, list(shape)

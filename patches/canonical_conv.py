@@ -38,6 +38,9 @@ class Emitter(Protocol):
     def emit_concat(self, parts: Sequence[Any], name: str) -> gs.Tensor:
         """Emit a concatenation of channels."""
 
+    def append_zeros(self, x: gs.Tensor, shape: Sequence[int], name: str) -> gs.Tensor:
+        """Emit ``x`` and behind it channels of zeros, of the given shape."""
+
     def emit(self, op: str, inputs: Sequence[Any], name: str) -> gs.Variable:
         """Emit an element-wise operator."""
 
@@ -103,6 +106,12 @@ class TimeConv:
         """Channels it reads."""
         return int(self.weight.shape[1]) * self.group
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it is a plain 1x1 convolution."""
+        one = self.weight.shape[2:] == (1, 1)
+        return one and self.stride == 1 and self.pads == (0, 0) and self.group == 1
+
     def dense(self) -> NDArray[Any]:
         """Return the weight without groups, zeros between them."""
         out, per_group = self.weight.shape[:2]
@@ -140,7 +149,7 @@ class TimeConv:
         bias[:outputs] = 0.0 if self.bias is None else self.bias
         state = to.open_state("s_fir", [1, outputs * (self.taps - 1), 1, width_out])
         terms = to.emit_conv(x, weight, bias, name, 1, self.stride, self.pads)
-        pending = to.emit_concat([state, np.zeros((1, outputs, 1, width_out), np.float32)], f"{name}/pending")
+        pending = to.append_zeros(state, (1, outputs, 1, width_out), f"{name}/pending")
         sums = to.emit("Add", [terms, pending], f"{name}/sums")
         to.close_state(state, to.emit_slice(sums, outputs, outputs * self.taps, f"{name}/later"))
         return to.emit_slice(sums, 0, outputs, f"{name}/now")
@@ -180,7 +189,7 @@ def fold_pointwise(conv: TimeConv) -> tuple[TimeConv, gs.Node]:
     if conv.taps == 1 or conv.group == 1 or len(after) != 1 or after[0].op != "Conv":
         return conv, conv.node
     point = TimeConv.read(after[0])
-    if point.weight.shape[2:] != (1, 1) or point.stride != 1 or point.pads != (0, 0) or point.group != 1:
+    if not point.is_pointwise:
         return conv, conv.node
     if conv.channels > _FEW_CHANNELS and len(point.weight) >= conv.channels:
         return conv, conv.node

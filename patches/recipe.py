@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dfstream.config import ModelConfig
 
-__all__ = ["Metadata", "Patched", "Recipe", "read_metadata"]
+__all__ = ["Metadata", "Patched", "Recipe", "parse_metadata", "read_metadata"]
 
 _PREFIX = "dfstream."
 _FORMAT = "1"
@@ -155,7 +155,12 @@ def read_metadata(model: onnx.ModelProto, name: str) -> Metadata | None:
     ModelError
         Written by another version of dfstream, or damaged.
     """
-    values = {p.key.removeprefix(_PREFIX): p.value for p in model.metadata_props if p.key.startswith(_PREFIX)}
+    return parse_metadata({p.key: p.value for p in model.metadata_props}, name)
+
+
+def parse_metadata(properties: Mapping[str, str], name: str) -> Metadata | None:
+    """Return what dfstream wrote into a graph of these properties; as `read_metadata`."""
+    values = {key.removeprefix(_PREFIX): v for key, v in properties.items() if key.startswith(_PREFIX)}
     if "format" not in values:
         return None
     if values["format"] != _FORMAT:

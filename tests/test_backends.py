@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from dfstream import Stream
-from dfstream.backends.base import Backend, backend_names, find_backend
+from dfstream.backends.base import Backend, Session, backend_names, find_backend, parse_backend
 from dfstream.errors import BackendError, BackendUnavailable, DfstreamError, UsageError
 from dfstream.interface import FEATURES, RESULTS, state_inputs, state_output
 from dfstream.modes.base import find_mode, mode_names
@@ -71,6 +71,35 @@ def test_an_unknown_backend(name):
 @pytest.mark.parametrize("options", [{"thread": 2}, {"threads": 1, "device": 0}])
 def test_an_unknown_option(options):
     assert refusal(UsageError, find_backend, "ort-cpu", **options)[0].startswith("backend ort-cpu: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("ort-cpu", {}),
+        ("ort-cpu:threads=2", {"threads": 2}),
+        ("ort-cpu:precision=int8,threads=3", {"precision": "int8", "threads": 3}),
+    ],
+)
+def test_a_backend_in_one_line(text, options):
+    assert parse_backend(text) == find_backend("ort-cpu", **options)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", ":", "cuda", "ort-cpu:threads", "ort-cpu:=2", "ort-cpu:threads=1,threads=2", "ort-cpu:threads=1,",
+        "ort-cpu:threads=many", "ort-cpu:threads=2.5", "ort-cpu:threads=true", "ort-cpu:speed=2",
+        "ort-cpu:precision=int9", "ort-cpu:a b=1", "ort-cpu;threads=2",
+    ],
+)  # fmt: skip
+def test_a_line_that_names_no_backend(text):
+    refusal(UsageError, parse_backend, text)
+
+
+@pytest.mark.parametrize("precision", ["", "float16", "INT8", 8, None])
+def test_an_unknown_precision(precision):
+    assert "precision" in refusal(UsageError, find_backend, "ort-cpu", precision=precision)[0]
 
 
 @pytest.mark.parametrize("threads", [0, -1, 257, 10**9, 1.5, "2", None, True, float("nan")])
@@ -242,7 +271,8 @@ class StandIn(Backend):
         shapes = {port.name: tuple(port.shape) for port in runtime.get_inputs()}
         backend = self
 
-        class Session:
+        class Loaded(Session):
+            sections = {}  # noqa: RUF012
             states = {name: shapes[name] for name in state_inputs(shapes, outputs)}  # noqa: RUF012
 
             def run(self, feeds):
@@ -251,7 +281,7 @@ class StandIn(Backend):
                 backend.calls += 1
                 return dict(zip(outputs, runtime.run(outputs, dict(feeds)), strict=True))
 
-        return Session()
+        return Loaded()
 
 
 @pytest.mark.parametrize("mode", mode_names())
@@ -295,7 +325,7 @@ def added(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("added")
 def test_a_file_adds_a_backend(synthetic_model):
-    assert backend_names() == ["my-own", "ort-cpu"]
+    assert backend_names() == ["my-own", "numba", "ort-cpu"]
     assert find_backend("my-own", speed=2).speed == 2
     assert "my-own" in refusal(UsageError, find_backend, "other")[1]
     x = np.zeros(2 * synthetic_model("lean").config.hop_size, np.float32)

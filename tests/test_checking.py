@@ -5,6 +5,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from dfstream.patches.graph import constant, export_graph, import_graph, variable
+from dfstream.patches.lean import lean_recipe
 
 import oracle
 from dfstream import checking
@@ -12,6 +13,7 @@ from dfstream.checking import (
     TOLERANCES,
     CheckRow,
     check_canonical,
+    check_lean,
     check_mode,
     reference_run,
     test_features,
@@ -56,6 +58,15 @@ def test_good_canonical_graphs_pass(name):
     rows = check_canonical(model, model.graphs(canonical_recipe())[CANONICAL])
     assert passed(rows), rows
     assert [(row.features, row.chunking) for row in rows] == [("random", "1"), ("speech", "1")]
+
+
+@oracle.every_model()
+def test_good_lean_graphs_pass(name):
+    rows = check_lean(oracle.case(name).model)
+    assert passed(rows), rows
+    assert [(row.features, row.chunking) for row in rows] == [
+        (kind, chunking) for kind in ("random", "speech") for chunking in ("1", "1, batch of 3")
+    ]
 
 
 @pytest.mark.parametrize("name", ["dfn3", "dfn3-h0"])
@@ -239,6 +250,24 @@ def test_damaged_canonical_graphs_fail(name, change):
     graph = import_graph(onnx.load_from_string(model.graphs(canonical_recipe())[CANONICAL]))
     assert change(graph)
     assert not any(row.passed for row in check_canonical(model, export_graph(graph.toposort())))
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("lean", scale("Conv")),
+        ("lean", not_a_number),
+        *(("lean", forget(state)) for state in ("h0", "df_h0", "s_erb", "s_spec")),
+        ("wideband16k", forget("s_fir")),
+    ],
+)
+def test_damaged_lean_graphs_fail(name, change):
+    model, recipe = oracle.case(name).model, lean_recipe()
+    graph = import_graph(onnx.load_from_string(model.graphs(recipe)["combined_lean"]))
+    assert change(graph)
+    changed = model.with_patched({"combined_lean": export_graph(graph.toposort())})
+    assert not any(row.passed for row in check_lean(changed))
 
 
 # -- its parts ----------------------------------------------------------------------------------------

@@ -516,7 +516,7 @@ def test_patch_says_where_a_mode_is_impossible(refused, cli, synthetic_folder, t
 
 
 def test_patch_several_at_once_and_again(cli, synthetic_folder, tmp_path):
-    args = ("patch", synthetic_folder("lean"), "-o", tmp_path, "--canonical", "--no-check")
+    args = ("patch", synthetic_folder("lean"), "-o", tmp_path, "--canonical", "--lean", "--no-check")
     args += ("--mode", "streaming", "--mode", "stateful-h0", "--mode", "streaming")
     code, out, _ = cli(*args)
     assert code == 0
@@ -524,14 +524,16 @@ def test_patch_several_at_once_and_again(cli, synthetic_folder, tmp_path):
         "streaming:",
         "stateful-h0:",
         "canonical:",
+        "lean:",
     ]
-    assert onnx_names(tmp_path) == sorted([*STREAMING, "combined_streaming", "combined_canonical"])
+    combined = [f"combined_{form}" for form in ("streaming", "canonical", "lean")]
+    assert onnx_names(tmp_path) == sorted([*STREAMING, *combined])
     assert "check:" not in out
     before = tree(tmp_path)
     code, out, _ = cli(*args)
     assert code == 0
     assert "written" not in out
-    assert out.count("  unchanged ") == 6
+    assert out.count("  unchanged ") == 7
     assert tree(tmp_path) == before
 
 

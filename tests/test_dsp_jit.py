@@ -9,6 +9,7 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 import dfstream.dsp
+from dfstream.dsp import dft
 from dfstream.dsp._jit import float32, jit, reads, writes
 
 MODULES = [
@@ -21,9 +22,19 @@ KERNELS = {
     if isinstance(value, Dispatcher)
 }
 
+#: Compiled with the kernels that call them, never by themselves.
+PARTS = {dft.forward, dft.inverse, dft._product}
+KERNELS = {name: kernel for name, kernel in KERNELS.items() if kernel not in PARTS}
+
 
 def test_kernels_were_found():
-    assert len(KERNELS) == 10
+    assert len(KERNELS) == 9
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_parts_of_kernels_may_fuse_but_not_reorder(part):
+    assert part.targetoptions["nogil"]
+    assert part.targetoptions["fastmath"] == {"contract"}
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import naive
-from dfstream.dsp.stft import Analysis, Synthesis, _copy_with_real_ends, vorbis_window
+from dfstream.dsp.stft import Analysis, Synthesis, vorbis_window
 from dfstream.errors import UsageError
 
 GEOMETRIES = [(960, 480), (320, 160), (512, 128), (600, 100), (960, 400)]
@@ -92,10 +92,6 @@ def test_imaginary_parts_of_end_bins_are_ignored(spec, sizes):
     real_ends[:, [0, -1]] = real_ends[:, [0, -1]].real
     assert np.array_equal(synthesise(spec, sizes), synthesise(real_ends, sizes))
     assert np.array_equal(spec, given), "the caller's array was changed"
-    # numpy's transform happens to ignore them too, other libraries need not: what it is given is real
-    handed_over = np.empty_like(spec)
-    _copy_with_real_ends(spec[None], handed_over[None])
-    assert np.array_equal(handed_over, real_ends)
 
 
 @pytest.mark.parametrize("sizes", [(961, 480), (960, 481), (960, 0), (0, 0)])

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from dfstream.batching import Batch, OwnStreams
 from dfstream.cli import _run
 from dfstream.errors import BackendError, ModelError
+from dfstream.filebatch import Batch, OwnStreams
 from dfstream.files import enhance_file
 from dfstream.folder import FolderRun
 from dfstream.model import Model

@@ -40,7 +40,15 @@ def test_the_classes_load_no_runtime():
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["--version"], ["run", "--help"], ["patch", "--help"], ["inspect", "--help"]]
+    "args",
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["patch", "--help"],
+        ["inspect", "--help"],
+        ["bench", "--help"],
+    ],
 )
 def test_help_loads_neither_compiler_nor_runtime(args):
     loaded = modules_after(
@@ -48,7 +56,7 @@ def test_help_loads_neither_compiler_nor_runtime(args):
         f"with contextlib.redirect_stdout(io.StringIO()):\n    assert _run({args}) == 0"
     )
     assert "click" in loaded
-    assert loaded.isdisjoint({"numba", "onnx", "onnx_graphsurgeon", "onnxruntime", "soundfile"})
+    assert loaded.isdisjoint({"numba", "onnx", "onnx_graphsurgeon", "onnxruntime", "soundfile", "matplotlib"})
 
 
 def test_public_names_exist():

@@ -9,6 +9,7 @@ import sys
 import onnx
 import pytest
 from dfstream.patches.graph import export_graph
+from dfstream.patches.lean import lean_recipe
 from dfstream.patches.recipe import read_metadata
 
 import oracle
@@ -23,7 +24,7 @@ RECIPES = {
     name: find_mode(name).recipe()
     for name in ("incremental", "streaming", "stateful-h0", "stateless-window-last")
 }
-RECIPES["canonical"] = canonical_recipe()
+RECIPES |= {"canonical": canonical_recipe(), "lean": lean_recipe()}
 
 STEMS = {
     "incremental": {"combined_incremental"},
@@ -31,6 +32,7 @@ STEMS = {
     "stateful-h0": {"combined_streaming"},
     "stateless-window-last": {"combined"},
     "canonical": {"combined_canonical"},
+    "lean": {"combined_lean"},
 }
 
 PATCHES = {
@@ -41,6 +43,7 @@ PATCHES = {
     ),
     "stateless-window-last": ("merge",),
     "canonical": ("merge", "fold_constants", "canonicalise"),
+    "lean": ("merge", "fold_constants", "lean"),
 }  # fmt: skip
 
 
@@ -64,7 +67,7 @@ def test_metadata_is_complete_and_read_back(name, recipe):
         assert values(data)["dfstream.delay_samples"] == str(c.model.config.delay_samples)
 
 
-@pytest.mark.parametrize("recipe", ["incremental", "streaming", "canonical"])
+@pytest.mark.parametrize("recipe", ["incremental", "streaming", "canonical", "lean"])
 def test_the_window_is_absent_where_none_is_exact(recipe):
     for data in oracle.case("dfn3-ll").graphs(RECIPES[recipe]):
         assert "dfstream.window_frames" not in values(data)
@@ -97,7 +100,7 @@ def test_the_digest_is_that_of_the_export():
 def test_two_runs_give_the_same_bytes(name):
     c = oracle.case(name)
     again = Model.load(c.folder)
-    for recipe in ("streaming", "canonical"):
+    for recipe in ("streaming", "canonical", "lean"):
         assert again.patch(RECIPES[recipe]).files == c.model.graphs(RECIPES[recipe])
 
 
@@ -107,10 +110,11 @@ def test_another_process_gives_the_same_bytes():
         "import hashlib, sys\n"
         "from dfstream.model import Model\n"
         "from dfstream.modes.base import find_mode\n"
+        "from dfstream.patches.lean import lean_recipe\n"
         "from dfstream.patching import canonical_recipe\n"
         "model = Model.load(sys.argv[1])\n"
         "modes = [find_mode(name).recipe() for name in ('incremental', 'streaming', 'stateful-h0')]\n"
-        "for recipe in (*modes, canonical_recipe()):\n"
+        "for recipe in (*modes, canonical_recipe(), lean_recipe()):\n"
         "    for stem, data in model.patch(recipe).files.items():\n"
         "        print(stem, hashlib.sha256(data).hexdigest())\n"
     )
@@ -120,14 +124,14 @@ def test_another_process_gives_the_same_bytes():
         command = [sys.executable, "-c", script, str(oracle.case("lean").folder)]
         found.add(subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True).stdout)
     assert len(found) == 1
-    assert len(found.pop().splitlines()) == 7
+    assert len(found.pop().splitlines()) == 8
 
 
 def test_a_recipe_leaves_its_graph_as_it_was():
     c = oracle.case("lean")
     graph = oracle.merged("lean", folded=False)
     before = export_graph(graph)
-    for recipe in ("incremental", "streaming", "canonical"):
+    for recipe in ("incremental", "streaming", "canonical", "lean"):
         RECIPES[recipe].apply(graph, c.model.config, "")
     assert export_graph(graph) == before
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import dfstream.patches.lean
 import onnx
 import pytest
 from dfstream.patches.recipe import Recipe
@@ -20,8 +21,10 @@ FILES = {
     "stateful-h0": {"combined_streaming.onnx"},
     "stateless-window-last": {"combined.onnx"},
     "canonical": {"combined_canonical.onnx"},
+    "lean": {"combined_lean.onnx"},
 }
-MODES = [name for name in FILES if name != "canonical"]
+ONE_FRAME = ("canonical", "lean")
+MODES = [name for name in FILES if name not in ONE_FRAME]
 
 
 @pytest.fixture
@@ -67,18 +70,18 @@ def test_writes_the_graphs_of_a_mode(mode, model, tmp_path):
         onnx.checker.check_model(onnx.load(folder / name), full_check=True)
 
 
-def test_writes_the_default_mode_and_the_canonical_graph(model, tmp_path):
-    results = patch_model(model, tmp_path, canonical=True)
-    assert [result.name for result in results] == ["stateful-h0", "canonical"]
-    assert {path.name for path in tmp_path.iterdir()} == FILES["stateful-h0"] | FILES["canonical"] | {
-        "config.ini"
-    }
+@pytest.mark.parametrize("form", ONE_FRAME)
+def test_writes_the_default_mode_and_a_one_frame_graph(form, model, tmp_path):
+    results = patch_model(model, tmp_path, **{form: True})
+    assert [result.name for result in results] == ["stateful-h0", form]
+    assert {path.name for path in tmp_path.iterdir()} == FILES["stateful-h0"] | FILES[form] | {"config.ini"}
+    assert all(result.checks for result in results)
     assert all(row.passed for result in results for row in result.checks)
 
 
 def test_several_modes_at_once(model, tmp_path):
-    results = patch_model(model, tmp_path, [*MODES, "incremental"], canonical=True, check=False)
-    assert [result.name for result in results] == [*MODES, "canonical"]
+    results = patch_model(model, tmp_path, [*MODES, "incremental"], canonical=True, lean=True, check=False)
+    assert [result.name for result in results] == [*MODES, "canonical", "lean"]
     assert {path.name for path in tmp_path.iterdir()} == {"config.ini"}.union(*FILES.values())
     assert all(result.checks == () for result in results)
 
@@ -226,6 +229,22 @@ def test_a_wrong_canonical_graph_writes_nothing(tmp_path, monkeypatch):
             ["stateless-window-last"],
             canonical=True,
         )
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_wrong_lean_graph_writes_nothing(tmp_path, monkeypatch):
+    good = dfstream.patches.lean.lean_recipe()
+
+    def scaled(graph):
+        node = oracle.first(graph, "Conv")
+        node.inputs[1].values = 1.001 * node.inputs[1].values
+        return good.finish(graph)
+
+    recipe = Recipe(good.name, good.stems, good.patches, scaled)
+    monkeypatch.setattr(dfstream.patches.lean, "lean_recipe", lambda: recipe)
+    model = Model.load(oracle.case("lean").folder)
+    with pytest.raises(VerifyFailed, match=r"^lean: "):
+        patch_model(model, tmp_path / "new", ["stateless-window-last"], lean=True)
     assert not (tmp_path / "new").exists()
 
 

@@ -185,11 +185,17 @@ def test_round_trip(advanced, store):
 
 
 @pytest.mark.parametrize(
-    ("mode", "size"), [("incremental", 130_000), ("streaming", 130_000), ("stateful-h0", 35_000)]
+    ("mode", "frames", "size"),
+    [
+        ("incremental", 1, 46_500),
+        ("incremental", 2, 46_500),
+        ("streaming", 1, 130_200),
+        ("stateful-h0", 1, 35_500),
+    ],
 )
-def test_size(official, noisy, mode, size):
+def test_size(official, noisy, mode, frames, size):
     """What the documentation says of DeepFilterNet3."""
-    stream = Stream(official("dfn3"), mode=mode)
+    stream = Stream(official("dfn3"), mode=mode, block_frames=frames)
     stream.process(noisy[:5000])
     assert abs(len(stream.snapshot().to_bytes()) - size) < 1000
 

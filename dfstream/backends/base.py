@@ -9,24 +9,38 @@ backend adds a file and touches no other.
 from __future__ import annotations
 
 import abc
-import importlib
-import pkgutil
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from dfstream.errors import UsageError
+from dfstream import registry
+from dfstream.errors import BackendError, UnsupportedGraph, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from dfstream.errors import DfstreamError
     from dfstream.model import Model
     from dfstream.patches.recipe import Recipe
 
     Arrays = Mapping[str, NDArray[np.float32]]
 
-__all__ = ["Backend", "Session", "backend_names", "find_backend"]
+__all__ = [
+    "AUTO",
+    "Backend",
+    "Session",
+    "backend_names",
+    "check_threads",
+    "find_backend",
+    "parse_backend",
+    "pick_backend",
+]
+
+#: Stands for the quickest backend that serves.
+AUTO = "auto"
+
+_MOST_THREADS = 256
 
 
 class Session(Protocol):
@@ -35,6 +49,14 @@ class Session(Protocol):
     #: State inputs and their shapes; "B" stands for the batch. Their next values come out under
     #: `dfstream.interface.state_output`.
     states: Mapping[str, tuple[int | str, ...]]
+
+    @property
+    def sections(self) -> Mapping[str, str]:
+        """Which part of the network (``enc``, ``erb``, ``df``) each state belongs to.
+
+        Asked for where thresholds let a decoder wait; see `dfstream.patches.recipe.Metadata`.
+        """
+        ...
 
     def run(self, feeds: Arrays) -> Arrays:
         """Run the graph once.
@@ -56,6 +78,19 @@ class Session(Protocol):
         """
         ...
 
+    def runner(self, batch: int) -> Callable[[Arrays], Arrays]:  # noqa: ARG002
+        """Return a function like `run` for the calls of one mode, none of which overlap.
+
+        It may own buffers: it never writes into an array that it is given, and may write into any other
+        state that it returned. Results are the caller's to keep, as those of `run`.
+
+        Parameters
+        ----------
+        batch : int
+            Streams that advance together.
+        """
+        return self.run
+
 
 class Backend(abc.ABC):
     """Loads graphs. Equal options make equal backends, so that loaded graphs can be shared."""
@@ -63,14 +98,31 @@ class Backend(abc.ABC):
     name: ClassVar[str]
     #: One line for tables and help texts.
     summary: ClassVar[str]
+    #: Among those that serve, `AUTO` takes the backend with the highest; none below 0.
+    preference: ClassVar[int] = -1
 
     def __hash__(self) -> int:
         return hash((self.name, repr(self)))
 
+    def choose(self, model: Model, recipe: Recipe, single_frame: bool) -> Recipe:  # noqa: ARG002
+        """Return the recipe whose graphs serve a mode's recipe best, by default itself.
+
+        Another must have as many graphs in the same order, which take the same features and give the same
+        results; states may differ.
+
+        Parameters
+        ----------
+        model : Model
+        recipe : Recipe
+        single_frame : bool
+            Whether every call will bring one frame.
+        """
+        return recipe
+
     def open(self, model: Model, recipe: Recipe) -> dict[str, Session]:
         """Load all graphs of a recipe.
 
-        A backend that wants another form of the graphs (say, the canonical one) overrides this and
+        A backend that runs graphs of its own making (say, of the canonical one) overrides this and
         returns sessions that take and give the tensors of the recipe's own.
         """
         return {stem: self.load(data, stem) for stem, data in model.graphs(recipe).items()}
@@ -86,12 +138,15 @@ class Backend(abc.ABC):
         """
 
 
+def check_threads(threads: int) -> None:
+    """Refuse what is no number of threads."""
+    if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
+        raise UsageError(f"threads = {threads!r}, expected a whole number, 1 to {_MOST_THREADS}")
+
+
 def backend_names() -> list[str]:
     """Return the names of all backends, whether or not they can run here."""
-    import dfstream.backends as package
-
-    modules = (m.name for m in pkgutil.iter_modules(package.__path__))
-    return sorted(name.replace("_", "-") for name in modules if name != "base" and not name.startswith("_"))
+    return registry.names("backend")
 
 
 def find_backend(name: str, **options: Any) -> Backend:
@@ -111,10 +166,86 @@ def find_backend(name: str, **options: Any) -> Backend:
     BackendUnavailable
         Its runtime is missing or does not work on this platform.
     """
-    if name not in backend_names():
-        raise UsageError(f"unknown backend {name!r}", hint=f"backends are {', '.join(backend_names())}")
-    cls: type[Backend] = importlib.import_module(f"dfstream.backends.{name.replace('-', '_')}").BACKEND
+    cls: type[Backend] = registry.find("backend", name)
     try:
         return cls(**options)
     except TypeError as error:
         raise UsageError(f"backend {name}: {error}") from error
+
+
+def pick_backend(
+    backend: str | Backend, model: Model, recipe: Recipe, *, single_frame: bool = False, **options: Any
+) -> Backend:
+    """Return the backend that was asked for, or for `AUTO` the quickest that serves.
+
+    Parameters
+    ----------
+    backend : str or Backend
+    model : Model
+    recipe : Recipe
+        Of the mode.
+    single_frame : bool
+        Whether every call will bring one frame.
+    **options
+        Fields of the backend's class, where it is asked for by name.
+
+    Raises
+    ------
+    UsageError
+        As `find_backend`.
+    BackendError, UnsupportedGraph
+        None serves; the reason is that of the last one tried, which takes most.
+    """
+    if isinstance(backend, Backend):
+        return backend
+    if backend != AUTO:
+        return find_backend(backend, **options)
+    classes: list[type[Backend]] = [registry.find("backend", name) for name in backend_names()]
+    reasons: list[DfstreamError] = []
+    for cls in sorted((c for c in classes if c.preference >= 0), key=lambda c: -c.preference):
+        try:
+            candidate = find_backend(cls.name, **options)
+            model.open(candidate, recipe, single_frame=single_frame)
+        except (BackendError, UnsupportedGraph, UsageError) as reason:
+            reasons.append(reason)
+        else:
+            return candidate
+    raise reasons[-1]
+
+
+def parse_backend(text: str) -> Backend:
+    """Make a backend from one line, ``name`` or ``name:key=value,key=value``.
+
+    Values that look like whole numbers, other numbers or true and false become such.
+
+    Raises
+    ------
+    UsageError
+        As `find_backend`, or not of that form.
+
+    Examples
+    --------
+    >>> parse_backend("ort-cpu:threads=2").threads
+    2
+    """
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for part in rest.split(",") if rest else []:
+        key, equals, value = part.partition("=")
+        if not equals or not key.isidentifier() or key in options:
+            raise UsageError(
+                f"backend {text!r}: {part!r} is not an option", hint="write name:key=value,key=value"
+            )
+        options[key] = _value(value)
+    return find_backend(name, **options)
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

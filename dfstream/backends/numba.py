@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from dfstream.backends.base import Backend
+from dfstream.backends.base import Backend, Session, check_threads
 from dfstream.errors import UnsupportedGraph, UsageError
-from dfstream.interface import FEATURES, state_output
+from dfstream.interface import FEATURES, RESULTS, state_output
 from dfstream.net.packing import Precision
 from dfstream.net.program import SECTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from dfstream.backends.base import Arrays, Session
+    from dfstream.backends.base import Arrays
     from dfstream.model import Model
-    from dfstream.net.program import Placed, Program
+    from dfstream.net.program import Placed, Program, Side
     from dfstream.patches.recipe import Recipe
 
     _Array = NDArray[np.float32]
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 #: Frames of all streams together that pass through the network at a time: what caches hold.
 _ROWS = 32
 
-#: States of a session, one of each section for each stream.
-_STATES = [f"state_{section}" for section in SECTIONS]
-_STATES_AFTER = [state_output(name) for name in _STATES]
+#: States of a session, one for each section.
+_STATES = tuple(f"state_{section}" for section in SECTIONS)
+_OUTPUTS = (*RESULTS, *map(state_output, _STATES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,12 @@ class Numba(Backend):
     precision : "float32", "int16", "fp16" or "int8"
         How the weights of the GRUs are stored; sums are always float32.
     threads : int
-        One: a hop is too short to share.
+        Not more than one is used: a hop is too short to share.
     """
 
     name = "numba"
     summary = "the network as compiled kernels on the CPU"
+    preference = 2
 
     precision: Precision = "float32"
     threads: int = 1
@@ -55,91 +56,107 @@ class Numba(Backend):
     __hash__ = Backend.__hash__
 
     def __post_init__(self) -> None:
+        check_threads(self.threads)
         if self.precision not in get_args(Precision):
-            raise UsageError(
-                f"precision = {self.precision!r}, expected {' or '.join(map(repr, get_args(Precision)))}"
-            )
+            choices = ", ".join(map(repr, get_args(Precision)))
+            raise UsageError(f"precision = {self.precision!r}, expected one of {choices}")
 
-    def open(self, model: Model, recipe: Recipe) -> dict[str, Session]:
-        """Compile the compact graph in place of the recipe's; see `Backend.open`."""
-        from dfstream import reading
-        from dfstream.net.translate import translate
-        from dfstream.patches.recipe import read_metadata
+    def choose(self, model: Model, recipe: Recipe, single_frame: bool) -> Recipe:  # noqa: ARG002
+        """Take the compact graph, whatever the number of frames.
+
+        Raises
+        ------
+        UnsupportedGraph
+            For any mode but ``incremental``: kernels are made for the whole network, a frame at a time.
+        """
+        from dfstream.patches.compact import compact_recipe
 
         if recipe.name != "incremental":
             raise UnsupportedGraph(
                 f"the backend numba runs the mode incremental, not {recipe.name}",
                 hint="use the backend ort-cpu",
             )
-        own = _recipe()
-        ((stem, data),) = model.graphs(own).items()
-        graph = reading.parse_graph(data, stem)
-        metadata = read_metadata(graph, stem)
-        assert metadata is not None
-        return {recipe.stems[0]: _Session(translate(graph, metadata.sections, self.precision))}
+        return compact_recipe()
 
     def load(self, graph: bytes, name: str) -> Session:
-        """Not possible: kernels are made for the network, not for any graph."""
-        raise NotImplementedError
+        """Compile the compact graph; see `Backend.load`."""
+        from dfstream import reading
+        from dfstream.net.translate import translate
+        from dfstream.patches.recipe import read_metadata
+
+        proto = reading.parse_graph(graph, name)
+        metadata = read_metadata(proto, name)
+        if metadata is None or metadata.recipe != "compact":
+            raise UnsupportedGraph(f"the backend numba runs the compact graph, {name} is another")
+        return _NumbaSession(translate(proto, metadata.sections, self.precision))
 
 
-def _recipe() -> Recipe:
-    from dfstream.patches.compact import compact
-    from dfstream.patches.fold import fold_constants
-    from dfstream.patches.recipe import Recipe
-
-    return Recipe("compact", ("combined_compact",), (fold_constants,), compact)
-
-
-class _Session:
+class _NumbaSession(Session):
     """A compiled network; see `dfstream.backends.base.Session`. Each thread has memory of its own."""
 
     def __init__(self, program: Program) -> None:
         from dfstream.net.kernels import run
 
-        self._program, self._run, self._taps = program, run, program.results[2].channels
+        self._program, self._kernel = program, run
         self._mine = threading.local()
         self.states: Mapping[str, tuple[int | str, ...]] = {
             name: ("B", program.state_sizes[section]) for name, section in zip(_STATES, SECTIONS, strict=True)
         }
+        lsnr, m, coefs = (view.positions * view.channels for view in program.results)
+        self._sizes = lsnr, m, coefs
+        self._taps = program.results[2].channels
+
+    @property
+    def sections(self) -> Mapping[str, str]:
+        """Each section has one state."""
+        return dict(zip(_STATES, SECTIONS, strict=True))
 
     def run(self, feeds: Arrays) -> Arrays:
         """Advance by T frames of B streams; results do not depend on how they are grouped into calls."""
         features = [feeds[name] for name in FEATURES]
-        B, _, T, bands = features[0].shape
-        bins = features[1].shape[3]
-        lsnr, m = np.empty((B, T, 1), np.float32), np.empty((B, T, bands), np.float32)
-        coefs = np.empty((B, T, bins * self._taps), np.float32)
         before = [feeds[name] for name in _STATES]
         after = [np.empty_like(state) for state in before]
-        arrays = features, [lsnr, m, coefs], before, after
-        if B <= _ROWS:
-            self._advance(*arrays)
-        else:
-            for i in range(0, B, _ROWS):
-                some = slice(i, i + _ROWS)
-                self._advance(*([array[some] for array in several] for several in arrays))
-        outputs = {"lsnr": lsnr, "m": m[:, None], "coefs": coefs.reshape(B, T, bins, self._taps)}
-        outputs.update(zip(_STATES_AFTER, after, strict=True))
-        return outputs
+        B, _, T, _ = features[0].shape
+        results = self.room(B, T)
+        for i in range(0, B, _ROWS):
+            some = slice(i, i + _ROWS)
+            self._pass(*([array[some] for array in arrays] for arrays in (features, results, before, after)))
+        return self.outputs(results, after)
 
-    def _advance(
+    def _pass(
         self, features: list[_Array], results: list[_Array], before: list[_Array], after: list[_Array]
     ) -> None:
         """Let up to `_ROWS` streams pass through this thread's memory."""
         B, _, T, _ = features[0].shape
         placed = self._placed(B, T)
-        own = placed.states if placed.streams == B else [state[:B] for state in placed.states]
+        side = placed.sides[0]
+        own = [state[:B] for state in side.states]
         for mine, state in zip(own, before, strict=True):
             mine[...] = state
-        if placed.frames >= T:
-            self._run(*placed.arguments, *features, *results)
-        else:
-            for i in range(0, T, placed.frames):
-                t = slice(i, i + placed.frames)
-                self._run(*placed.arguments, *(f[:, :, t] for f in features), *(r[:, t] for r in results))
+        for i in range(0, T, placed.frames):
+            t = slice(i, i + placed.frames)
+            self.advance(side, [f[:, :, t] for f in features], [r[:, t] for r in results])
         for mine, state in zip(own, after, strict=True):
             state[...] = mine
+
+    def runner(self, batch: int) -> Callable[[Arrays], Arrays]:
+        """Return a function that keeps few streams in memory of their own."""
+        return _Resident(self, self._program.place(batch, 1)).run if batch <= _ROWS else self.run
+
+    def advance(self, side: Side, features: list[_Array], results: list[_Array]) -> None:
+        """Advance the streams whose states lie on a side."""
+        self._kernel(*side.arguments, *features, *results)
+
+    def room(self, B: int, T: int) -> list[_Array]:
+        """Return arrays for the results: lsnr (B, T, 1), m (B, T, bands), coefs (B, T, bins * 2 * taps)."""
+        return [np.empty((B, T, size), np.float32) for size in self._sizes]
+
+    def outputs(self, results: list[_Array], states: list[_Array]) -> Arrays:
+        """Return results and states as the network's outputs."""
+        lsnr, m, coefs = results
+        B, T, size = coefs.shape
+        arrays = lsnr, m[:, None], coefs.reshape(B, T, size // self._taps, self._taps), *states
+        return dict(zip(_OUTPUTS, arrays, strict=True))
 
     def _placed(self, streams: int, frames: int) -> Placed:
         """Return this thread's memory for so many streams, made once for each rounded-up size."""
@@ -153,6 +170,42 @@ class _Session:
         if (streams, frames) not in mine:
             mine[streams, frames] = self._program.place(streams, frames)
         return mine[streams, frames]
+
+
+class _Resident:
+    """Keeps the states of some streams where the kernels work on them, for calls of one frame.
+
+    There are two places for them. A call copies the states of before from one to the other and advances
+    these: what it was given stays as it is, and nothing is allocated but the results.
+    """
+
+    def __init__(self, session: _NumbaSession, placed: Placed) -> None:
+        self._session, self._streams = session, placed.streams
+        self._from, self._to = placed.sides
+
+    def run(self, feeds: Arrays) -> Arrays:
+        """Advance by a frame; see `dfstream.backends.base.Session.runner`."""
+        features, before = [feeds[name] for name in FEATURES], [feeds[name] for name in _STATES]
+        B, _, T, _ = features[0].shape
+        if self._streams != B or T != 1 or not self._take(before):
+            return self._session.run(feeds)
+        side = self._to
+        results = self._session.room(B, 1)
+        self._session.advance(side, features, results)
+        self._from, self._to = self._to, self._from
+        return self._session.outputs(results, side.states)
+
+    def _take(self, before: list[_Array]) -> bool:
+        """Copy states to where they will be advanced, unless that would overwrite one of them."""
+        here, there = self._from.states, self._to.states
+        if all(given is state for given, state in zip(before, here, strict=True)):
+            self._to.flat[...] = self._from.flat
+            return True
+        if any(np.may_share_memory(given, self._to.flat) for given in before):
+            return False
+        for given, state in zip(before, there, strict=True):
+            state[...] = given
+        return True
 
 
 BACKEND = Numba

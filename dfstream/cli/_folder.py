@@ -73,7 +73,7 @@ def run_folder(
         raise click.UsageError("--lsnr is for one file")
     plan = _plan(sources, target, many, replace=force or many.resume)
     with loading(quiet):
-        from dfstream.batching import OwnStreams
+        from dfstream.filebatch import OwnStreams
         from dfstream.folder import FolderRun
         from dfstream.model import Model
 

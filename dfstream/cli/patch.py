@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     "--canonical", is_flag=True, help="Also write combined_canonical.onnx, one frame a call for accelerators."
 )
 @click.option(
+    "--lean", is_flag=True, help="Also write combined_lean.onnx, one frame a call for ONNX Runtime on a CPU."
+)
+@click.option(
     "--check/--no-check", default=True, show_default=True,
     help="Stream features through the graphs and compare with the export; write nothing if they differ.",
 )  # fmt: skip
@@ -40,6 +43,7 @@ def command(
     folder: Path | None,
     modes: tuple[str, ...],
     canonical: bool,
+    lean: bool,
     check: bool,
     force: bool,
     as_json: bool,
@@ -52,6 +56,7 @@ def command(
     incremental            combined_incremental.onnx
     stateless-window-last  combined.onnx
     --canonical            combined_canonical.onnx
+    --lean                 combined_lean.onnx
     """
     with loading() as show:
         from dfstream.model import Model
@@ -63,6 +68,7 @@ def command(
             folder,
             modes,
             canonical=canonical,
+            lean=lean,
             check=check,
             force=force,
             progress=show,

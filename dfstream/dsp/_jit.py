@@ -17,7 +17,7 @@ from numba import types
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["complex64", "float32", "int8", "intp", "jit", "reads", "writes"]
+__all__ = ["complex64", "float32", "inner", "int8", "intp", "jit", "reads", "writes"]
 
 float32, complex64, int8, intp = types.float32, types.complex64, types.int8, types.intp
 
@@ -25,6 +25,7 @@ float32, complex64, int8, intp = types.float32, types.complex64, types.int8, typ
 _njit: Any = partial(numba.njit, nogil=True, fastmath=False, error_model="numpy")
 
 _Kernel = TypeVar("_Kernel", bound="Callable[..., None]")
+_Part = TypeVar("_Part", bound="Callable[..., Any]")
 
 
 def reads(dtype: Any, ndim: int) -> Any:
@@ -61,6 +62,12 @@ def jit(*arguments: Any) -> Callable[[_Kernel], _Kernel]:
         return compiled
 
     return compile_kernel
+
+
+def inner(function: _Part) -> _Part:
+    """Compile a part of kernels, together with each of them; ``a * b + c`` may round once."""
+    part: Any = numba.njit(nogil=True, fastmath={"contract"}, error_model="numpy")(function)
+    return part  # type: ignore[no-any-return]
 
 
 def _keep_on_disk(kernel: Any) -> None:

@@ -132,7 +132,8 @@ def apply_band_gains(
             frame, masked = history[row, first + t], out[row, t]
             k = 0
             for band in range(widths.size):
-                gain = gains[row, t, band]
-                for _ in range(widths[band]):
-                    masked[k] = frame[k] * gain
-                    k += 1
+                gain, stop = gains[row, t, band], k + widths[band]
+                bins, scaled = frame[k:stop], masked[k:stop]
+                for i in range(bins.size):
+                    scaled[i] = bins[i] * gain
+                k = stop

@@ -43,7 +43,7 @@ class LaneSet:
         Whether these are all lanes in order.
     """
 
-    def __init__(self, total: int, index: Sequence[int] | None = None) -> None:
+    def __init__(self, total: int, index: Sequence[int] | NDArray[np.intp] | None = None) -> None:
         lanes = range(total) if index is None else [int(lane) for lane in index]
         if total < 1 or len(set(lanes)) < max(1, len(lanes)) or not 0 <= min(lanes) <= max(lanes) < total:
             raise UsageError(f"lanes {list(lanes)}, expected some of {total}, each once")
@@ -111,6 +111,9 @@ class DelayLine:
         self._frame, self._initial = frame, initial
         self.past: NDArray[Any] = np.full((lanes, past, *frame), initial, dtype)
         self._joined = Scratch(lanes * (past + max_frames) * math.prod(frame) if past else 0, dtype)
+        #: Parts of the memory in the shape of the moment: making them costs more than copying one hop.
+        self._cut = self._joined.shaped(0)
+        self._cuts = self._cut, self._cut, self._cut
 
     def reset(self, lanes: LaneSet) -> None:
         """Forget the past of these lanes."""
@@ -134,8 +137,11 @@ class DelayLine:
         if not past:
             return new
         joined = self._joined.shaped(len(new), past + T, *self._frame)
-        rows = slice(None) if lanes.everything else lanes.index
-        joined[:, :past] = self.past[rows]
-        joined[:, past:] = new
-        self.past[rows] = joined[:, T:]
+        if joined is not self._cut:
+            self._cut, self._cuts = joined, (joined[:, :past], joined[:, past:], joined[:, T:])
+        before, now, newest = self._cuts
+        rows = ... if lanes.everything else lanes.index
+        before[...] = self.past[rows]
+        now[...] = new
+        self.past[rows] = newest
         return joined

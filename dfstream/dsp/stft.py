@@ -13,10 +13,13 @@ import numpy as np
 
 from dfstream.dsp._checks import check_geometry, check_sizes, checked_samples, checked_spec
 from dfstream.dsp._jit import complex64, float32, intp, jit, reads, writes
+from dfstream.dsp.dft import Transform, forward, inverse
 from dfstream.dsp.lanes import LaneSet, Scratch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
 
 __all__ = ["Analysis", "Synthesis", "vorbis_window"]
 
@@ -60,12 +63,12 @@ class Analysis:
         check_sizes(max_frames, lanes)
         self._fft_size, self._hop_size, self._max_frames = fft_size, hop_size, max_frames
         self._all = LaneSet(lanes)
-        # libDF scales by 2H/N^2 after the transform: the transform does 1/N, the window 2H/N, which
-        # is a power of two for the usual overlaps and then costs no rounding
-        self._window = vorbis_window(fft_size) * np.float32(2 * hop_size / fft_size)
+        # libDF scales by 2H/N^2 after the transform: here the window does
+        self._window = (vorbis_window(fft_size) * np.float64(2 * hop_size / fft_size**2)).astype(np.float32)
         self._memory = np.zeros((lanes, fft_size - hop_size), np.float32)
-        self._frames = Scratch(lanes * max_frames * fft_size, np.float32)
         self._spec = Scratch(lanes * max_frames * (fft_size // 2 + 1), np.complex64)
+        t = Transform.of_size(fft_size)
+        self._tables = (t.first, t.turn, t.second, t.place, t.sign, *t.scratch())
 
     @property
     def state(self) -> dict[str, NDArray[np.float32]]:
@@ -100,10 +103,8 @@ class Analysis:
         lanes = lanes or self._all
         x = checked_samples(x, len(lanes), self._hop_size, self._max_frames)
         n, T = len(x), x.shape[1] // self._hop_size
-        frames = self._frames.shaped(n, T, self._fft_size)
         spec: NDArray[np.complex64] = self._spec.shaped(n, T, self._fft_size // 2 + 1)
-        _window_frames(x, lanes.index, self._window, self._memory, frames)
-        np.fft.rfft(frames, norm="forward", out=spec)  # type: ignore[arg-type]  # stubs know float64 only
+        _analyse(x, lanes.index, self._window, self._memory, *self._tables, spec)
         return spec
 
 
@@ -129,12 +130,10 @@ class Synthesis:
         check_sizes(max_frames, lanes)
         self._fft_size, self._hop_size, self._max_frames = fft_size, hop_size, max_frames
         self._all, self._bins = LaneSet(lanes), fft_size // 2 + 1
-        # libDF's inverse is not normalised. Asked for that, numpy 2.4 converts to float64 and back; its 1/N
-        # therefore stays in the transform, and the window takes it back
-        self._window = vorbis_window(fft_size) * np.float32(fft_size)
+        self._window = vorbis_window(fft_size)
         self._memory = np.zeros((lanes, fft_size - hop_size), np.float32)
-        self._spec = Scratch(lanes * max_frames * self._bins, np.complex64)
-        self._frames = Scratch(lanes * max_frames * fft_size, np.float32)
+        t = Transform.of_size(fft_size)
+        self._tables = (t.last, t.turn, t.back, t.source, t.source_sign, *t.scratch())
         self._out = Scratch(lanes * max_frames * hop_size, np.float32)
 
     @property
@@ -170,83 +169,81 @@ class Synthesis:
         """
         lanes = lanes or self._all
         spec = checked_spec(spec, len(lanes), self._bins, self._max_frames)
-        n, T, bins = spec.shape
-        hermitian, frames = self._spec.shaped(n, T, bins), self._frames.shaped(n, T, self._fft_size)
+        n, T, _ = spec.shape
         out: NDArray[np.float32] = self._out.shaped(n, T * self._hop_size)
-        _copy_with_real_ends(spec, hermitian)
-        np.fft.irfft(hermitian, self._fft_size, out=frames)
-        _overlap_add(frames, lanes.index, self._window, self._memory, out)
+        _synthesise(spec, lanes.index, self._window, self._memory, *self._tables, out)
         return out
 
 
-@jit(reads(float32, 2), reads(intp, 1), reads(float32, 1), writes(float32, 2), writes(float32, 3))
-def _window_frames(
-    x: NDArray[np.float32],
-    lanes: NDArray[np.intp],
-    window: NDArray[np.float32],
-    memory: NDArray[np.float32],
-    frames: NDArray[np.float32],
-) -> None:
-    """Write memory and hop, windowed, for each hop; shift the hop into the memory.
+@jit(
+    reads(float32, 2), reads(intp, 1), reads(float32, 1), writes(float32, 2), reads(float32, 2),
+    reads(float32, 3), reads(float32, 2), reads(intp, 1), reads(float32, 1), writes(float32, 1),
+    writes(float32, 2), writes(float32, 2), writes(float32, 2), writes(complex64, 3),
+)  # fmt: skip
+def _analyse(
+    x: Floats, lanes: NDArray[np.intp], window: Floats, memory: Floats, first: Floats, turn: Floats,
+    second: Floats, place: NDArray[np.intp], sign: Floats, frame: Floats, samples: Floats, halves: Floats,
+    bins: Floats, spec: NDArray[np.complex64],
+) -> None:  # fmt: skip
+    """Transform memory and hop, windowed, for each hop; shift the hop into the memory.
 
-    Shapes: x (n, T * hop), lanes (n,), window (fft,), memory (lanes, fft - hop) changed,
-    frames (n, T, fft) written.
+    Shapes: x (n, T * hop), lanes (n,), window (fft,), memory (lanes, fft - hop) changed, spec (n, T, bins)
+    written; the rest is a `Transform` and its scratch.
     """
-    n, T, fft_size = frames.shape
+    n, T, _ = spec.shape
     overlap = memory.shape[1]
-    hop = fft_size - overlap
+    hop = window.size - overlap
+    # slices counted from zero: the compiler does not vectorise where an index might be negative
+    frame_newest, window_newest = frame[overlap:], window[overlap:]
     for row in range(n):
         past = memory[lanes[row]]
+        later, end = past[hop:], past[overlap - hop :]
         for t in range(T):
-            frame, newest = frames[row, t], x[row, t * hop : (t + 1) * hop]
+            newest = x[row, t * hop : (t + 1) * hop]
             for i in range(overlap):
                 frame[i] = past[i] * window[i]
             for i in range(hop):
-                frame[overlap + i] = newest[i] * window[overlap + i]
+                frame_newest[i] = newest[i] * window_newest[i]
+            forward(first, turn, second, place, sign, frame, samples, halves, bins, spec[row, t])
             for i in range(overlap - hop):
-                past[i] = past[i + hop]
+                past[i] = later[i]
             for i in range(hop):
-                past[overlap - hop + i] = newest[i]
+                end[i] = newest[i]
 
 
-@jit(reads(complex64, 3), writes(complex64, 3))
-def _copy_with_real_ends(spec: NDArray[np.complex64], out: NDArray[np.complex64]) -> None:
-    """Copy spectra, making their first and last bin real. Shapes: both (n, T, bins).
+@jit(
+    reads(complex64, 3), reads(intp, 1), reads(float32, 1), writes(float32, 2), reads(float32, 2),
+    reads(float32, 3), reads(float32, 2), reads(intp, 2), reads(float32, 2), writes(float32, 1),
+    writes(float32, 2), writes(float32, 2), writes(float32, 2), writes(float32, 2),
+)  # fmt: skip
+def _synthesise(
+    spec: NDArray[np.complex64], lanes: NDArray[np.intp], window: Floats, memory: Floats, last: Floats,
+    turn: Floats, back: Floats, source: NDArray[np.intp], sign: Floats, frame: Floats, samples: Floats,
+    halves: Floats, bins: Floats, out: Floats,
+) -> None:  # fmt: skip
+    """Transform back and window frames, emit what each completes, keep the rest in the memory.
 
-    Deep filtering makes the first bin complex; what an inverse transform does then is up to the library.
+    Shapes: spec (n, T, bins), lanes (n,), window (fft,), memory (lanes, fft - hop) changed, out
+    (n, T * hop) written; the rest is a `Transform` and its scratch.
     """
-    n, T, bins = spec.shape
-    for row in range(n):
-        for t in range(T):
-            for k in range(bins):
-                out[row, t, k] = spec[row, t, k]
-            out[row, t, 0] = spec[row, t, 0].real
-            out[row, t, bins - 1] = spec[row, t, bins - 1].real
-
-
-@jit(reads(float32, 3), reads(intp, 1), reads(float32, 1), writes(float32, 2), writes(float32, 2))
-def _overlap_add(
-    frames: NDArray[np.float32],
-    lanes: NDArray[np.intp],
-    window: NDArray[np.float32],
-    memory: NDArray[np.float32],
-    out: NDArray[np.float32],
-) -> None:
-    """Window frames, emit what each completes, keep the rest in the memory.
-
-    Shapes: frames (n, T, fft), lanes (n,), window (fft,), memory (lanes, fft - hop) changed,
-    out (n, T * hop) written.
-    """
-    n, T, fft_size = frames.shape
+    n, T, _ = spec.shape
     overlap = memory.shape[1]
-    hop = fft_size - overlap
+    hop = window.size - overlap
+    frame_rest, frame_end, window_rest, window_end = (
+        frame[hop:],
+        frame[overlap:],
+        window[hop:],
+        window[overlap:],
+    )
     for row in range(n):
         past = memory[lanes[row]]
+        later, end = past[hop:], past[overlap - hop :]
         for t in range(T):
-            frame, done = frames[row, t], out[row, t * hop : (t + 1) * hop]
+            inverse(last, turn, back, source, sign, frame, samples, halves, bins, spec[row, t])
+            done = out[row, t * hop : (t + 1) * hop]
             for i in range(hop):
                 done[i] = frame[i] * window[i] + past[i]
             for i in range(overlap - hop):
-                past[i] = past[i + hop] + frame[hop + i] * window[hop + i]
-            for i in range(overlap - hop, overlap):
-                past[i] = frame[hop + i] * window[hop + i]
+                past[i] = later[i] + frame_rest[i] * window_rest[i]
+            for i in range(hop):
+                end[i] = frame_end[i] * window_end[i]

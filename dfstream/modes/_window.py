@@ -21,9 +21,9 @@ class WindowMode(Mode):
 
     many_frames = False
 
-    def __init__(self, model: Model, backend: Backend, batch: int = 1) -> None:
+    def __init__(self, model: Model, backend: Backend, batch: int = 1, *, single_frame: bool = False) -> None:
         self.window = self.frames_per_hop(model)
-        super().__init__(model, backend, batch)
+        super().__init__(model, backend, batch, single_frame=single_frame)
 
     def reset(self) -> None:
         """Forget the past: no frames in the window, zeros in every state."""

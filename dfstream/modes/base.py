@@ -8,13 +8,13 @@ it carries. Adding a mode adds a file and touches no other.
 from __future__ import annotations
 
 import abc
-import importlib
-import pkgutil
+import functools
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
-from dfstream.errors import UnsupportedGraph, UsageError
+from dfstream import registry
+from dfstream.errors import UnsupportedGraph
 from dfstream.gating import Stage
 from dfstream.interface import state_output
 
@@ -63,6 +63,8 @@ class Mode(abc.ABC):
     backend : Backend
     batch : int
         Streams that advance together.
+    single_frame : bool
+        Whether every call of `step` will bring one frame: a backend may have a quicker graph for that.
 
     Raises
     ------
@@ -80,16 +82,17 @@ class Mode(abc.ABC):
     #: Whether one call may take many frames.
     many_frames: ClassVar[bool]
 
-    def __init__(self, model: Model, backend: Backend, batch: int = 1) -> None:
+    def __init__(self, model: Model, backend: Backend, batch: int = 1, *, single_frame: bool = False) -> None:
         self.model = model
         self.batch = batch
-        self.sessions: dict[str, Session] = dict(model.open(backend, self.recipe()))
-        self._carried = {
-            stem: [(name, state_output(name)) for name in session.states]
+        self.sessions: dict[str, Session] = dict(
+            model.open(backend, self.recipe(), single_frame=single_frame)
+        )
+        self._runners = {
+            stem: (session.runner(batch), [(name, state_output(name)) for name in session.states])
             for stem, session in self.sessions.items()
         }
         self.state: dict[str, NDArray[np.float32]] = {}
-        self._sections: Mapping[str, str] | None = None
         self.reset()
 
     @classmethod
@@ -141,19 +144,19 @@ class Mode(abc.ABC):
                     self.state[name] = before[name]
         return NetOutput.join(outputs), np.array(stages, np.int8)
 
-    @property
+    @functools.cached_property
     def sections(self) -> Mapping[str, str]:
         """Which part of the network (``enc``, ``erb``, ``df``) each state of a graph belongs to."""
-        if self._sections is None:
-            self._sections = self.model.state_sections(self.recipe())
-        return self._sections
+        return {
+            name: section for session in self.sessions.values() for name, section in session.sections.items()
+        }
 
     def run(self, stem: str, feeds: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
         """Run one graph on the given tensors and its states, and keep the states it returns."""
-        session, state = self.sessions[stem], self.state
-        outputs = _Outputs(session.run({**feeds, **{name: state[name] for name in session.states}}))
-        for name, after in self._carried[stem]:
-            state[name] = outputs[after]
+        run, states = self._runners[stem]
+        outputs = _Outputs(run({**feeds, **{name: self.state[name] for name, _ in states}}))
+        for name, after in states:
+            self.state[name] = outputs[after]
         return outputs
 
     def reset(self) -> None:
@@ -200,10 +203,7 @@ def initial_states(session: Session, batch: int) -> dict[str, NDArray[np.float32
 
 def mode_names() -> list[str]:
     """Return the names of all modes."""
-    import dfstream.modes as package
-
-    modules = (m.name for m in pkgutil.iter_modules(package.__path__))
-    return sorted(name.replace("_", "-") for name in modules if name != "base" and not name.startswith("_"))
+    return registry.names("mode")
 
 
 def find_mode(name: str) -> type[Mode]:
@@ -214,7 +214,5 @@ def find_mode(name: str) -> type[Mode]:
     UsageError
         No mode of that name.
     """
-    if name not in mode_names():
-        raise UsageError(f"unknown mode {name!r}", hint=f"modes are {', '.join(mode_names())}")
-    mode: type[Mode] = importlib.import_module(f"dfstream.modes.{name.replace('-', '_')}").MODE
+    mode: type[Mode] = registry.find("mode", name)
     return mode

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numba import types
 
-from dfstream.dsp._jit import float32, intp, jit, reads, writes
+from dfstream.dsp._jit import float32, inner, intp, jit, reads, writes
 from dfstream.net.layout import OPERATION, PHASE, Activation, Kind, Storage
 from dfstream.net.packing import PANEL
 from dfstream.net.tile import LANES, ROWS, TALL, WIDE, tile
@@ -34,14 +34,8 @@ __all__ = ["run"]
 _Kernel = TypeVar("_Kernel", bound="Callable[..., Any]")
 
 
-def _inner(function: _Kernel) -> _Kernel:
-    """Compile a part of `run` together with it; ``a * b + c`` may be fused, which rounds once."""
-    kernel: Any = numba.njit(nogil=True, fastmath={"contract"}, error_model="numpy")(function)
-    return kernel  # type: ignore[no-any-return]
-
-
 def _inner_sum(function: _Kernel) -> _Kernel:
-    """As `_inner`, for a sum whose order the compiler may choose, once for all callers."""
+    """As `inner`, for a sum whose order the compiler may choose, once for all callers."""
     kernel: Any = numba.njit(nogil=True, fastmath={"contract", "reassoc"}, error_model="numpy")(function)
     return kernel  # type: ignore[no-any-return]
 
@@ -64,7 +58,7 @@ _small_products = tile(_SIDE_BY_SIDE, 1, own=True)
 # -- element by element --------------------------------------------------------------------------------
 
 
-@_inner
+@inner
 def _tanh(x: Any) -> Any:
     """Rational approximation of the hyperbolic tangent, odd degree 13 over even degree 6, within 3e-7.
 
@@ -86,12 +80,12 @@ def _tanh(x: Any) -> Any:
     return p * x / d
 
 
-@_inner
+@inner
 def _sigmoid(x: Any) -> Any:
     return np.float32(0.5) * _tanh(np.float32(0.5) * x) + np.float32(0.5)
 
 
-@_inner
+@inner
 def _activate(memory: Floats, at: int, count: int, activation: int) -> None:
     y = memory[at : at + count]
     if activation == _RELU:
@@ -105,14 +99,14 @@ def _activate(memory: Floats, at: int, count: int, activation: int) -> None:
             y[i] = _tanh(y[i])
 
 
-@_inner
+@inner
 def _move(source: Floats, x: int, memory: Floats, y: int, count: int) -> None:
     values, target = source[x : x + count], memory[y : y + count]
     for i in range(count):
         target[i] = values[i]
 
 
-@_inner
+@inner
 def _copy(op: Any, memory: Floats, x: int, y: int) -> None:
     if op.x_step == op.outputs and op.y_step == op.outputs:
         _move(memory, x, memory, y, op.positions * op.outputs)
@@ -121,7 +115,7 @@ def _copy(op: Any, memory: Floats, x: int, y: int) -> None:
             _move(memory, x + f * op.x_step, memory, y + f * op.y_step, op.outputs)
 
 
-@_inner
+@inner
 def _add(op: Any, memory: Floats, x: int, z: int, y: int) -> None:
     for f in range(op.positions):
         a, b, target = memory[x + f * op.x_step :], memory[z + f * op.z_step :], memory[y + f * op.y_step :]
@@ -129,7 +123,7 @@ def _add(op: Any, memory: Floats, x: int, z: int, y: int) -> None:
             target[c] = a[c] + b[c]
 
 
-@_inner
+@inner
 def _scale(op: Any, memory: Floats, weights: Floats, x: int, y: int) -> None:
     """``x * scale + offset`` with two numbers for all."""
     scale, offset = weights[op.weights], weights[op.bias]
@@ -142,7 +136,7 @@ def _scale(op: Any, memory: Floats, weights: Floats, x: int, y: int) -> None:
 # -- maps ------------------------------------------------------------------------------------------------
 
 
-@_inner
+@inner
 def _depthwise(op: Any, memory: Floats, weights: Floats, x: int, y: int) -> None:
     """Convolve each channel by itself; taps are read from ``x`` on, zeros lie beside the map."""
     C = op.outputs
@@ -157,7 +151,7 @@ def _depthwise(op: Any, memory: Floats, weights: Floats, x: int, y: int) -> None
                 target[c] += tap[c] * w[c]
 
 
-@_inner
+@inner
 def _upsample(op: Any, memory: Floats, weights: Floats, x: int, y: int) -> None:
     """Convolve each channel by itself into two results a position; weights [tap][phase][channel]."""
     C = op.inputs
@@ -170,7 +164,7 @@ def _upsample(op: Any, memory: Floats, weights: Floats, x: int, y: int) -> None:
                 target[c] = bias[c] + here[c] * w_here[c] + beyond[c] * w_beyond[c]
 
 
-@_inner
+@inner
 def _partial_sums(op: Any, memory: Floats, x: int, z: int, y: int) -> None:
     """Add what this frame gives to all coming results, and take out the first, which is complete.
 
@@ -197,7 +191,7 @@ def _dot(memory: Floats, x: int, weights: Floats, w: int, K: int) -> Any:
     return total
 
 
-@_inner
+@inner
 def _product(
     memory: Floats, x: int, x_row: int, weights: Floats, w: int, bias: int, y: int, y_row: int, rows: int,
     K: int, N: int,
@@ -228,7 +222,7 @@ def _product(
         w += K * LANES
 
 
-@_inner
+@inner
 def _conv(
     op: Any, memory: Floats, weights: Floats, x: int, y: int, rows: int, x_row: int, y_row: int
 ) -> None:
@@ -236,7 +230,7 @@ def _conv(
     _product(memory, x, x_row, weights, op.weights, op.bias, y, y_row, rows, op.taps * op.inputs, op.outputs)
 
 
-@_inner
+@inner
 def _grouped(op: Any, memory: Floats, weights: Floats, rows: int) -> None:
     """Linear layer in groups: a product for each, or, for few rows, several small ones side by side."""
     K, N, done = op.inputs, op.outputs, 0
@@ -257,7 +251,7 @@ def _grouped(op: Any, memory: Floats, weights: Floats, rows: int) -> None:
 # -- recurrent layers ---------------------------------------------------------------------------------------
 
 
-@_inner
+@inner
 def _several_rows(
     memory: Floats, x: int, x_row: int, stored: Bytes, w: int, storage: int, y: int, y_row: int, K: int
 ) -> None:
@@ -272,7 +266,7 @@ def _several_rows(
             _several_int8(memory, x, x_row, stored, w + v, PANEL, memory, y + v, y_row, K)
 
 
-@_inner
+@inner
 def _one_row(memory: Floats, x: int, stored: Bytes, w: int, storage: int, y: int, K: int) -> None:
     if storage == _FLOAT32:
         _one(memory, x, 0, stored, w, PANEL, memory, y, 0, K)
@@ -284,7 +278,7 @@ def _one_row(memory: Floats, x: int, stored: Bytes, w: int, storage: int, y: int
         _one_int8(memory, x, 0, stored, w, PANEL, memory, y, 0, K)
 
 
-@_inner
+@inner
 def _gate_sums(
     memory: Floats, x: int, x_row: int, stored: Bytes, w: int, storage: int, y: int, rows: int, K: int, N: int
 ) -> None:
@@ -299,14 +293,14 @@ def _gate_sums(
         w += K * PANEL
 
 
-@_inner
+@inner
 def _rescale(memory: Floats, y: int, count: int, weights: Floats, scales: int, bias: int) -> None:
     sums, scale, offset = memory[y : y + count], weights[scales:], weights[bias:]
     for i in range(count):
         sums[i] = sums[i] * scale[i] + offset[i]
 
 
-@_inner
+@inner
 def _gates(memory: Floats, from_x: int, from_h: int, count: int) -> None:
     """``sigmoid(from_x + from_h)``, in place of the first."""
     a, b = memory[from_x : from_x + count], memory[from_h : from_h + count]
@@ -314,7 +308,7 @@ def _gates(memory: Floats, from_x: int, from_h: int, count: int) -> None:
         a[i] = _sigmoid(a[i] + b[i])
 
 
-@_inner
+@inner
 def _candidate(memory: Floats, from_x: int, reset: int, from_h: int, count: int) -> None:
     """``tanh(from_x + reset * from_h)``, in place of the first."""
     a, r, b = memory[from_x : from_x + count], memory[reset:], memory[from_h:]
@@ -322,7 +316,7 @@ def _candidate(memory: Floats, from_x: int, reset: int, from_h: int, count: int)
         a[i] = _tanh(a[i] + r[i] * b[i])
 
 
-@_inner
+@inner
 def _blend(memory: Floats, h: int, update: int, candidate: int, count: int) -> None:
     """``h = n + z (h - n)``."""
     state, z, n = memory[h : h + count], memory[update:], memory[candidate:]
@@ -330,7 +324,7 @@ def _blend(memory: Floats, h: int, update: int, candidate: int, count: int) -> N
         state[i] = n[i] + z[i] * (state[i] - n[i])
 
 
-@_inner
+@inner
 def _gru(
     op: Any, memory: Floats, weights: Floats, stored: Bytes, storage: int, streams: int, rows: int
 ) -> None:
@@ -359,7 +353,7 @@ def _gru(
 # -- the walk -----------------------------------------------------------------------------------------------
 
 
-@_inner
+@inner
 def _for_frame(op: Any, memory: Floats, weights: Floats, row: int, stream: int) -> None:
     """Do an operation on the map of one frame."""
     x = op.x + (stream if op.x_of_stream else row) * op.x_frame
@@ -387,7 +381,7 @@ def _for_frame(op: Any, memory: Floats, weights: Floats, row: int, stream: int) 
                 _activate(memory, y + f * op.y_step, op.outputs, op.activation)
 
 
-@_inner
+@inner
 def _for_all(
     op: Any, memory: Floats, weights: Floats, stored: Bytes, storage: int, streams: int, rows: int
 ) -> None:
@@ -403,7 +397,7 @@ def _for_all(
             _activate(memory, op.y + r * op.y_frame, op.outputs * op.groups, op.activation)
 
 
-@_inner
+@inner
 def _load(memory: Floats, at: int, frame: int, values: Floats) -> None:
     """Put [B, C, T, F] into rows t * B + b of [F][C]."""
     B, C, T, F = values.shape
@@ -415,7 +409,7 @@ def _load(memory: Floats, at: int, frame: int, values: Floats) -> None:
                     target[f * C] = channel[f]
 
 
-@_inner
+@inner
 def _store(memory: Floats, at: int, frame: int, values: Floats) -> None:
     """Take [B, T, N] from rows t * B + b of [N]."""
     B, T, N = values.shape

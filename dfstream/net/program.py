@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["SECTIONS", "Buffer", "Operation", "Placed", "Program", "View", "in_phases"]
+__all__ = ["SECTIONS", "Buffer", "Operation", "Placed", "Program", "Side", "View", "in_phases"]
 
 #: Values that a product may touch, unchanged, behind its last result.
 _SLACK = 16
@@ -194,6 +194,25 @@ class Program:
         return Placed(self, streams, frames)
 
 
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One of two places for the states, and how to run the network on it.
+
+    Attributes
+    ----------
+    arguments : tuple
+        What `dfstream.net.kernels.run` takes in front of features and results.
+    flat : ndarray[float32]
+        All states, live.
+    states : list of ndarray[float32], shape (streams, size)
+        The same by section, in the order of `SECTIONS`.
+    """
+
+    arguments: tuple[Any, ...]
+    flat: NDArray[np.float32]
+    states: list[NDArray[np.float32]]
+
+
 class Placed:
     """A program with its own memory, for one thread at a time.
 
@@ -201,11 +220,8 @@ class Placed:
     ----------
     streams, frames : int
         Most of a call.
-    memory : ndarray[float32]
-    arguments : tuple
-        What `dfstream.net.kernels.run` takes in front of features and results.
-    states : list of ndarray[float32], shape (streams, size)
-        Live views of the memory, in the order of `SECTIONS`.
+    sides : tuple of Side
+        Two, so that the states of before can be kept.
     """
 
     def __init__(self, program: Program, streams: int, frames: int) -> None:
@@ -213,33 +229,43 @@ class Placed:
         self._at: dict[int, int] = {}
         self._frame: dict[int, int] = {}
         self._end = 0
-        local = _passed_on(program)
         for section in SECTIONS:
             self._place_section([buffer for buffer in program.states if buffer.section == section])
+        states_end = self._end
+        self._end *= 2
+        local = _passed_on(program)
         for buffer in _maps(program):
             self._place(buffer, shared=id(buffer) in local)
+        operations, phases, ports = self._operations(program), _phases(program), self._ports(program)
+        memory = aligned(self._end + _SLACK, np.float32)
+        weights = program.weights, program.stored, program.storage
+
+        def side(start: int) -> Side:
+            moved = _moved(operations, start).view(np.int64)
+            flat = memory[start : start + states_end]
+            states = [
+                flat[at : at + streams * size].reshape(streams, size) for at, size in self._sections(program)
+            ]
+            return Side((moved, phases.view(np.int64), ports, memory, *weights), flat, states)
+
+        self.sides = side(0), side(states_end)
+
+    def _operations(self, program: Program) -> NDArray[Any]:
         sequence = [op for phase in program.phases for op in phase]
         operations = np.zeros(len(sequence), OPERATION)
         for index, op in enumerate(sequence):
             self._write(operations[index], op)
-        lengths = [len(phase) for phase in program.phases]
-        ends = np.cumsum(lengths)
-        phases = np.zeros(len(lengths), PHASE)
-        phases["first"], phases["last"] = ends - lengths, ends
-        phases["frame_by_frame"] = [not phase[0].for_all for phase in program.phases]
+        return operations
+
+    def _ports(self, program: Program) -> NDArray[np.intp]:
         views = (*program.inputs, *program.results)
-        ports = np.array([(self._start(view), self._frame[id(view.buffer)]) for view in views], np.intp)
-        self.memory = aligned(self._end + _SLACK, np.float32)
-        sizes = program.state_sizes
-        starts = np.cumsum([0, *(_filled(streams * size) for size in sizes.values())])
-        self.states = [
-            self.memory[start : start + streams * size].reshape(streams, size)
-            for start, size in zip(starts, sizes.values(), strict=False)
-        ]
-        self.arguments = (
-            operations.view(np.int64), phases.view(np.int64), ports, self.memory, program.weights,
-            program.stored, program.storage,
-        )  # fmt: skip
+        return np.array([(self._start(view), self._frame[id(view.buffer)]) for view in views], np.intp)
+
+    def _sections(self, program: Program) -> list[tuple[int, int]]:
+        """Where the states of each section begin, and their size."""
+        sizes = list(program.state_sizes.values())
+        starts = np.cumsum([0, *(_filled(self.streams * size) for size in sizes[:-1])])
+        return list(zip(starts.tolist(), sizes, strict=True))
 
     def _place_section(self, states: list[Buffer]) -> None:
         """Put the states of a section side by side, stream after stream."""
@@ -277,6 +303,23 @@ class Placed:
 
 def _filled(size: int) -> int:
     return -(-size // _LINE) * _LINE
+
+
+def _phases(program: Program) -> NDArray[Any]:
+    lengths = [len(phase) for phase in program.phases]
+    phases = np.zeros(len(lengths), PHASE)
+    phases["last"] = np.cumsum(lengths)
+    phases["first"] = phases["last"] - lengths
+    phases["frame_by_frame"] = [not phase[0].for_all for phase in program.phases]
+    return phases
+
+
+def _moved(operations: NDArray[Any], distance: int) -> NDArray[Any]:
+    """Return operations whose states lie that much further on."""
+    moved = operations.copy()
+    for operand in "xyz":
+        moved[operand] += distance * operations[f"{operand}_of_stream"]
+    return moved
 
 
 def _maps(program: Program) -> Iterable[Buffer]:

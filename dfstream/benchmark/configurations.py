@@ -1,0 +1,168 @@
+"""What is measured: a backend with its options, a mode, so many hops a call."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from dfstream.backends.base import backend_names, find_backend
+from dfstream.errors import DfstreamError, UsageError
+from dfstream.modes.base import find_mode, mode_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dfstream.backends.base import Backend
+    from dfstream.model import Model
+
+__all__ = ["BackendSpec", "Configuration", "first_of_each_backend", "usable"]
+
+#: Every other backend is compared with it, so its configurations come first.
+_REFERENCE = "ort-cpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class BackendSpec:
+    """A backend by name, with options that are not its defaults.
+
+    Attributes
+    ----------
+    name : str
+    options : tuple of (str, value)
+    """
+
+    name: str
+    options: tuple[tuple[str, int | bool | str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> BackendSpec:
+        """Read ``name`` or ``name:option=value,option=value``.
+
+        Raises
+        ------
+        UsageError
+            An unknown backend, or options in another form.
+        """
+        name, colon, rest = text.partition(":")
+        if name not in backend_names():
+            raise UsageError(f"unknown backend {name!r}", hint=f"backends are {', '.join(backend_names())}")
+        options = []
+        for part in rest.split(",") if colon else []:
+            key, equals, value = (piece.strip() for piece in part.partition("="))
+            if not (key.isidentifier() and equals and value):
+                raise UsageError(
+                    f"backend {text!r}: {part!r} is not option=value",
+                    hint=f"write {name}:option=value,option=value",
+                )
+            options.append((key, _value(value)))
+        return cls(name, tuple(options))
+
+    def __str__(self) -> str:
+        options = ",".join(f"{key}={value}" for key, value in self.options)
+        return f"{self.name}:{options}" if options else self.name
+
+    def make(self) -> Backend:
+        """Make the backend; raises as `find_backend`."""
+        return find_backend(self.name, **dict(self.options))
+
+
+def _value(text: str) -> int | bool | str:
+    if text in ("True", "False"):
+        return text == "True"
+    return int(text) if text.isdecimal() else text
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """One way of running the model.
+
+    Attributes
+    ----------
+    backend : BackendSpec
+    mode : str
+    block : int
+        Hops a call.
+    """
+
+    backend: BackendSpec
+    mode: str
+    block: int = 1
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return f"{self.backend} {self.mode}" + (f", {self.block} hops" if self.block > 1 else "")
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {
+            "backend": self.backend.name,
+            "options": dict(self.backend.options),
+            "mode": self.mode,
+            "block": self.block,
+        }
+
+
+def usable(
+    model: Model, backends: Sequence[str] = (), modes: Sequence[str] = (), blocks: Sequence[int] = (1,)
+) -> tuple[list[Configuration], dict[str, DfstreamError]]:
+    """Return what can run here, and why the rest cannot.
+
+    Parameters
+    ----------
+    model : Model
+    backends : sequence of str
+        As `BackendSpec.parse` takes them; all when empty.
+    modes : sequence of str
+        All exact ones when empty.
+    blocks : sequence of int
+        Hops a call.
+
+    Returns
+    -------
+    list of Configuration
+        Those of the reference backend first where backends were not named.
+    dict of str to DfstreamError
+        By backend, or backend and mode.
+
+    Raises
+    ------
+    UsageError
+        An unknown backend, mode or option, or hops a call that no stream takes.
+    """
+    specs = [BackendSpec.parse(text) for text in backends or sorted(backend_names(), key=_reference_first)]
+    chosen = modes or [name for name in mode_names() if find_mode(name).exact]
+    for mode in chosen:
+        find_mode(mode)
+    if any(block < 1 for block in blocks):
+        raise UsageError(f"blocks of {min(blocks)} hops: expected 1 or more")
+    found: list[Configuration] = []
+    left_out: dict[str, DfstreamError] = {}
+    for spec in dict.fromkeys(specs):
+        try:
+            backend = spec.make()
+        except UsageError:
+            raise
+        except DfstreamError as error:
+            left_out[str(spec)] = error
+            continue
+        for mode in chosen:
+            try:
+                find_mode(mode)(model, backend)
+            except DfstreamError as error:
+                left_out[f"{spec} {mode}"] = error
+                continue
+            found += [Configuration(spec, mode, block) for block in dict.fromkeys(blocks)]
+    return found, left_out
+
+
+def first_of_each_backend(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """Return one configuration of each backend and its options."""
+    first: dict[BackendSpec, Configuration] = {}
+    for configuration in configurations:
+        first.setdefault(configuration.backend, configuration)
+    return [*first.values()]
+
+
+def _reference_first(name: str) -> tuple[bool, str]:
+    return name != _REFERENCE, name
