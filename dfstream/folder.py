@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from dfstream.filebatch import Batch
     from dfstream.model import Model
     from dfstream.planning import Job, Plan
-    from dfstream.sources import Batch
 
     Block = NDArray[np.float32]
 

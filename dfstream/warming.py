@@ -71,8 +71,10 @@ def warm_kernels(modules: Sequence[str], progress: Callable[[int], None] = lambd
 
 
 def warm_model(model: Model) -> None:
-    """Make a stream of a model and enhance one hop, which patches its graph and touches every library."""
+    """Enhance a little, as live audio and as a file, which patches the graphs and touches every library."""
+    from dfstream.offline import OFFLINE_BLOCK_FRAMES
     from dfstream.stream import Stream
 
-    stream = Stream(model, sample_rate=model.config.sample_rate)
-    stream.process(np.zeros(stream.hop_size, np.float32))
+    for frames in (1, OFFLINE_BLOCK_FRAMES):
+        stream = Stream(model, sample_rate=model.config.sample_rate, block_frames=frames)
+        stream.process(np.zeros(stream.hop_size * frames, np.float32))

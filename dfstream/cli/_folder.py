@@ -73,9 +73,9 @@ def run_folder(
         raise click.UsageError("--lsnr is for one file")
     plan = _plan(sources, target, many, replace=force or many.resume)
     with loading(quiet):
+        from dfstream.filebatch import OwnStreams
         from dfstream.folder import FolderRun
         from dfstream.model import Model
-        from dfstream.sources import OwnStreams
 
         loaded = Model.load(model)
     with warnings_as_lines():
