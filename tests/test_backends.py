@@ -295,7 +295,7 @@ def added(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("added")
 def test_a_file_adds_a_backend(synthetic_model):
-    assert backend_names() == ["my-own", "ort-cpu"]
+    assert backend_names() == ["my-own", "numba", "ort-cpu"]
     assert find_backend("my-own", speed=2).speed == 2
     assert "my-own" in refusal(UsageError, find_backend, "other")[1]
     x = np.zeros(2 * synthetic_model("lean").config.hop_size, np.float32)

@@ -71,9 +71,14 @@ class Backend(abc.ABC):
         """Load all graphs of a recipe.
 
         A backend that wants another form of the graphs (say, the canonical one) overrides this and
-        returns sessions that take and give the tensors of the recipe's own.
+        returns sessions that take and give the features and results of the recipe's own. Where their
+        states are others, it overrides `sections` too.
         """
         return {stem: self.load(data, stem) for stem, data in model.graphs(recipe).items()}
+
+    def sections(self, model: Model, recipe: Recipe) -> Mapping[str, str]:
+        """Return which part of the network (``enc``, ``erb``, ``df``) each state of its sessions belongs to."""
+        return model.state_sections(recipe)
 
     @abc.abstractmethod
     def load(self, graph: bytes, name: str) -> Session:

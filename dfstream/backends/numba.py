@@ -78,6 +78,11 @@ class Numba(Backend):
         assert metadata is not None
         return {recipe.stems[0]: _Session(translate(graph, metadata.sections, self.precision))}
 
+    def sections(self, model: Model, recipe: Recipe) -> Mapping[str, str]:
+        """Return that there is one state for each part; see `Backend.sections`."""
+        del model, recipe
+        return dict(zip(_STATES, SECTIONS, strict=True))
+
     def load(self, graph: bytes, name: str) -> Session:
         """Not possible: kernels are made for the network, not for any graph."""
         raise NotImplementedError

@@ -82,6 +82,7 @@ class Mode(abc.ABC):
 
     def __init__(self, model: Model, backend: Backend, batch: int = 1) -> None:
         self.model = model
+        self.backend = backend
         self.batch = batch
         self.sessions: dict[str, Session] = dict(model.open(backend, self.recipe()))
         self.state: dict[str, NDArray[np.float32]] = {}
@@ -141,7 +142,7 @@ class Mode(abc.ABC):
     def sections(self) -> Mapping[str, str]:
         """Which part of the network (``enc``, ``erb``, ``df``) each state of a graph belongs to."""
         if self._sections is None:
-            self._sections = self.model.state_sections(self.recipe())
+            self._sections = self.backend.sections(self.model, self.recipe())
         return self._sections
 
     def run(self, stem: str, feeds: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
