@@ -77,7 +77,7 @@ class Backend(abc.ABC):
         return {stem: self.load(data, stem) for stem, data in model.graphs(recipe).items()}
 
     def sections(self, model: Model, recipe: Recipe) -> Mapping[str, str]:
-        """Return which part of the network (``enc``, ``erb``, ``df``) each state of its sessions belongs to."""
+        """Return which part of the network (``enc``, ``erb``, ``df``) each state of a session belongs to."""
         return model.state_sections(recipe)
 
     @abc.abstractmethod
