@@ -1,6 +1,7 @@
 """From operations to a program: their order, where their maps lie, and which graphs are refused."""
 
 import functools
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -65,7 +66,7 @@ def readers(operations, update):
 
 
 def possible(operations):
-    """Whether no operation on all frames stands on a circle, once a state's readers and its update are one."""
+    """Whether no operation on all frames stands on a circle where a state's readers and update are one."""
     group = {id(op): id(op) for op in operations}
     for update in updates(operations):
         mine = {group[id(op)] for op in [update, *readers(operations, update)]}
@@ -91,7 +92,7 @@ def test_order(operations):
     assert len(place) == sum(map(len, phases)) == len(operations)
     assert all(len({op.for_all for op in phase}) == 1 for phase in phases)
     # one kind follows the other, else two phases would be one
-    assert all(a[0].for_all != b[0].for_all for a, b in zip(phases, phases[1:], strict=False))
+    assert all(a[0].for_all != b[0].for_all for a, b in pairwise(phases))
     assert all(place[id(before)] < place[id(after)] for before, after in needs(operations))
     for update in updates(operations):
         together = [update, *readers(operations, update)]
@@ -102,9 +103,8 @@ def test_order(operations):
 def test_a_state_that_a_layer_on_all_frames_would_need():
     """The next value comes from the value by way of a layer that is to see all frames first."""
     state, a, b = View(Buffer(1, section="df"), 0, 1, 1, 1), view(), view()
-    circle = [
-        Operation(Kind.COPY, state, a), Operation(Kind.GRU, a, b, for_all=True), Operation(Kind.COPY, b, state)
-    ]  # fmt: skip
+    layer = Operation(Kind.GRU, a, b, for_all=True)
+    circle = [Operation(Kind.COPY, state, a), layer, Operation(Kind.COPY, b, state)]
     with pytest.raises(UnsupportedGraph, match=r"compiled kernels: .* for all frames at once") as caught:
         in_phases(circle)
     assert caught.value.hint == "use the backend ort-cpu"
@@ -115,8 +115,10 @@ def test_states_of_each_other():
     one, other = (View(Buffer(1, section="enc"), 0, 1, 1, 1) for _ in range(2))
     both = view()
     operations = [
-        Operation(Kind.ADD, one, both, other), Operation(Kind.COPY, both, one), Operation(Kind.COPY, both, other)
-    ]  # fmt: skip
+        Operation(Kind.ADD, one, both, other),
+        Operation(Kind.COPY, both, one),
+        Operation(Kind.COPY, both, other),
+    ]
     assert in_phases(operations) == [operations]
 
 
@@ -194,7 +196,7 @@ def test_nothing_overlaps(name, size):
     found = sorted(extents(net, placed, *size), key=lambda extent: extent[1:])
     assert found[0][1] >= 0
     assert found[-1][-1] + LINE <= placed.memory.size  # a product may touch 15 values behind its last one
-    assert all(a[-1] <= b[1] for a, b in zip(found, found[1:], strict=False))
+    assert all(a[-1] <= b[1] for a, b in pairwise(found))
     assert placed.memory.ctypes.data % (4 * LINE) == 0
     # maps begin at cache lines, each frame's own; states lie side by side
     assert all(start % LINE == 0 for buffer, _, start, *_ in found if buffer is None or not buffer.section)

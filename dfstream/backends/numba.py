@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from dfstream.backends.base import Backend
-from dfstream.errors import UnsupportedGraph, UsageError
+from dfstream.errors import BackendError, UnsupportedGraph, UsageError
 from dfstream.interface import FEATURES, state_output
 from dfstream.net.packing import Precision
 from dfstream.net.program import SECTIONS
@@ -110,11 +110,10 @@ class _Session:
 
     def run(self, feeds: Arrays) -> Arrays:
         """Advance by T frames of B streams; results do not depend on how they are grouped into calls."""
-        features = [feeds[name] for name in FEATURES]
+        features, before = self._checked(feeds)
         B, _, T, bands = features[0].shape
         bins, taps = features[1].shape[3], self._program.results[2].channels
         results = [np.empty((B, T, n), np.float32) for n in (1, bands, bins * taps)]
-        before = [feeds[name] for name in _STATES]
         after = [np.empty_like(state) for state in before]
         for i in range(0, B, _ROWS):
             some = slice(i, i + _ROWS)
@@ -125,6 +124,21 @@ class _Session:
         outputs = {"lsnr": lsnr, "m": m[:, None], "coefs": coefs.reshape(B, T, bins, taps)}
         outputs.update(zip(_STATES_AFTER, after, strict=True))
         return outputs
+
+    def _checked(self, feeds: Arrays) -> tuple[list[_Array], list[_Array]]:
+        """Return features and states, which kernels read without looking at their sizes."""
+        first = feeds.get(FEATURES[0])
+        B, T = (first.shape[0], first.shape[2]) if first is not None and np.ndim(first) == 4 else (1, 1)
+        shapes: dict[str, tuple[int, ...]] = {
+            name: (B, view.channels, T, view.positions)
+            for name, view in zip(FEATURES, self._program.inputs, strict=True)
+        }
+        shapes.update((name, (B, int(size))) for name, (_, size) in self.states.items())
+        for name, shape in shapes.items():
+            array = feeds.get(name)
+            if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
+                raise BackendError(f"numba: {name} is no float32 array of the shape {shape}")
+        return [feeds[name] for name in FEATURES], [feeds[name] for name in _STATES]
 
     def _advance(
         self, features: list[_Array], results: list[_Array], before: list[_Array], after: list[_Array]

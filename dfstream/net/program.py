@@ -127,7 +127,7 @@ def in_phases(operations: Sequence[Operation]) -> list[list[Operation]]:
         for_all, idle = not for_all, 0 if phase else idle + 1
         if idle == 2:
             raise UnsupportedGraph(
-                f"compiled kernels: {left[0].kind.name} cannot run for all frames at once, as a state needs it",
+                "compiled kernels: a layer of the state's own update cannot run for all frames at once",
                 hint="use the backend ort-cpu",
             )
     return phases
