@@ -278,18 +278,59 @@ def test_weights_are_found_at_cache_lines():
         assert array.ctypes.data % (4 * LINE) == 0
 
 
+# -- what exporters leave out ------------------------------------------------------------------------------
+
+
+def edited(change, name="dfn3"):
+    """The program of a compact graph with a change."""
+    data = compact_graph(name)
+    graph = import_graph(onnx.load_from_string(data))
+    change(graph)
+    sections = read_metadata(onnx.load_from_string(data), "combined_compact").sections
+    return translate(onnx.load_from_string(export_graph(graph)), sections)
+
+
+def results(net, frames=9):
+    feat_erb, feat_spec = features(net, 1, frames)
+    return Running(net, 1, frames)(feat_spec, feat_erb)
+
+
+def test_biases_that_are_left_out_are_zeros():
+    def zeros(graph):
+        for node in graph.nodes:
+            for op, index in (("GRU", 3), ("Conv", 2)):
+                if node.op == op and len(node.inputs) > index:
+                    values = np.zeros(node.inputs[index].shape)
+                    node.inputs[index] = constant(f"{node.name}/zeros", values, np.float32)
+
+    def nothing(graph):
+        for node in graph.nodes:
+            if node.op == "GRU":
+                node.inputs[3] = gs.Variable.empty()
+            elif node.op == "Conv":
+                node.inputs = node.inputs[:2]
+
+    assert (results(edited(zeros)) == results(edited(nothing))).all()
+    assert (results(edited(zeros)) != results(program("dfn3"))).any()
+
+
+def test_attributes_that_are_left_out_have_the_defaults_of_onnx():
+    def change(graph):
+        for node in graph.nodes:
+            for key, default in (("group", 1), ("strides", [1, 1]), ("pads", [0] * 4)):
+                if node.op == "Conv" and node.attrs.get(key) == default:
+                    del node.attrs[key]
+
+    assert (results(edited(change)) == results(program("dfn3"))).all()
+
+
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
 def refused(change, match, name="dfn3"):
     """The compact graph with a change; the untouched one is taken."""
-    data = compact_graph(name)
-    graph = import_graph(onnx.load_from_string(data))
-    change(graph)
-    model = onnx.load_from_string(export_graph(graph))
-    sections = read_metadata(onnx.load_from_string(data), "combined_compact").sections
     with pytest.raises(UnsupportedGraph, match=f"^compiled kernels: {match}") as caught:
-        translate(model, sections)
+        edited(change, name)
     assert caught.value.hint == "use the backend ort-cpu"
     assert str(caught.value).isprintable()
 
