@@ -4,14 +4,15 @@ The table of all comparisons is printed at the end of the run.
 """
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dfstream import features, filtering
+from dfstream import Stream, features, filtering, verify
 from dfstream.config import ModelConfig
-from dfstream.goldens import goldens_of, read_goldens
+from dfstream.goldens import Golden, goldens_of, read_goldens
 from dfstream.model import Model
 from dfstream.modes.base import find_mode, mode_names
 from dfstream.verify import verify_export, verify_golden
@@ -76,6 +77,58 @@ def test_synthetic_models_against_their_export(synthetic_model, name, mode):
 def test_official_models_against_their_export(official, name, mode, table):
     row = table(name, verify_export(official(name), mode))
     assert row.passed, row
+
+
+# -- the backend numba -----------------------------------------------------------------------------
+
+#: Least SNR against onnxruntime's output of the same case, and what may differ where that is inaudible.
+RUNTIME = {"snr_db": 110.0, "rms_dbfs": -150.0, "lsnr_db": 1e-3, "reason": "float32 rounding"}
+
+
+def streamed(model: Model, case: Golden, backend: str, block_frames: int):
+    """Output and LSNR of a case in irregular chunks, as far as blocks were full."""
+    x, _, _ = case.load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # thresholds that ruin DFN3
+        stream = Stream(
+            model, backend=backend, channels=x.shape[1], block_frames=block_frames,
+            **verify._options(case.params),
+        )  # fmt: skip
+    return verify._streamed(stream, x, case.params.get("schedule", []))
+
+
+def compare_numba(model: Model, case: Golden, table) -> None:
+    """Against the Rust engine and onnxruntime; in blocks of 100 hops bit for bit as hop by hop."""
+    row = table(f"{case.model} (numba)", verify_golden(model, case, "incremental", "numba"))
+    assert row.passed, row
+    y, lsnr = streamed(model, case, "numba", 1)
+    found = [(1, y, lsnr), (100, *streamed(model, case, "numba", 100))]
+    if not case.params.get("schedule"):  # which blocks reach later
+        _, blocks, levels = found.pop()
+        np.testing.assert_array_equal(blocks, y[: len(blocks)])
+        np.testing.assert_array_equal(levels, lsnr[: len(levels)])
+    for block_frames, ours, levels in found:
+        want, want_levels = streamed(model, case, "ort-cpu", block_frames)
+        error = float(np.max(np.abs(levels - want_levels), initial=0.0))
+        row = verify._row(case.name, "incremental", ours, want, error, RUNTIME)
+        assert row.passed, row
+
+
+@pytest.mark.parametrize("case", NAMES["bundled"])
+def test_bundled_on_numba(bundled, case, table):
+    compare_numba(bundled, golden("bundled", case), table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", NAMES["dfn3"])
+def test_dfn3_on_numba(dfn3, case, table):
+    compare_numba(dfn3(), golden("dfn3", case), table)
+
+
+@pytest.mark.parametrize("case", ["white_snr5.thr_m5_10_5"])
+def test_dfn3_on_numba_in_short(dfn3, case, table):
+    """One of the slow cases, of which few decoders run."""
+    compare_numba(dfn3(), golden("dfn3", case), table)
 
 
 # -- the suite notices -----------------------------------------------------------------------------

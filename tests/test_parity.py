@@ -112,6 +112,15 @@ def test_equals_the_twin_in_every_exact_mode(export, twin, noisy, name, mode):
         assert snr_db(y, want) >= TWIN_DB, parity
 
 
+@pytest.mark.parametrize("name", [*SYNTHETIC, *TRAINED])
+def test_equals_the_twin_on_numba(export, twin, noisy, name):
+    for parity in ("rust", "python"):
+        options = OPTIONS[1]
+        y = streamed(a_stream(export(name)[1], backend="numba", parity=parity, **options), excerpt(noisy))
+        want = twin(name, parity=parity, **without(options))
+        assert snr_db(y, want) >= TWIN_DB, parity
+
+
 @pytest.mark.parametrize("name", ["dfn3-h0", "dfn2", "dfn3-ll", "dfn3 2/0", "wideband16k", *TRAINED])
 def test_equals_the_twin_in_float64(export, twin, noisy, name):
     want = twin(name, mean_dtype=np.float64)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from dfstream.backends.base import Backend, Session, check_threads
-from dfstream.errors import UnsupportedGraph, UsageError
+from dfstream.errors import BackendError, UnsupportedGraph, UsageError
 from dfstream.interface import FEATURES, RESULTS, state_output
 from dfstream.net.packing import Precision
 from dfstream.net.program import SECTIONS
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Frames of all streams together that pass through the network at a time: what caches hold.
 _ROWS = 32
+
+_FLOAT32 = np.dtype(np.float32)
 
 #: States of a session, one for each section.
 _STATES = tuple(f"state_{section}" for section in SECTIONS)
@@ -113,6 +115,7 @@ class _NumbaSession(Session):
 
     def run(self, feeds: Arrays) -> Arrays:
         """Advance by T frames of B streams; results do not depend on how they are grouped into calls."""
+        self._check(feeds)
         features = [feeds[name] for name in FEATURES]
         before = [feeds[name] for name in _STATES]
         after = [np.empty_like(state) for state in before]
@@ -123,6 +126,21 @@ class _NumbaSession(Session):
             self._pass(*([array[some] for array in arrays] for arrays in (features, results, before, after)))
         return self.outputs(results, after)
 
+    def shapes(self, B: int, T: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of features and states."""
+        views = zip(FEATURES, self._program.inputs, strict=True)
+        features = {name: (B, view.channels, T, view.positions) for name, view in views}
+        return features | {name: (B, int(size)) for name, (_, size) in self.states.items()}
+
+    def _check(self, feeds: Arrays) -> None:
+        """Refuse what is no input: kernels do not look at sizes."""
+        first = feeds.get(FEATURES[0])
+        B, T = (first.shape[0], first.shape[2]) if first is not None and np.ndim(first) == 4 else (1, 1)
+        for name, shape in self.shapes(B, T).items():
+            array = feeds.get(name)
+            if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
+                raise BackendError(f"numba: {name} is no float32 array of the shape {shape}")
+
     def _pass(
         self, features: list[_Array], results: list[_Array], before: list[_Array], after: list[_Array]
     ) -> None:
@@ -130,7 +148,7 @@ class _NumbaSession(Session):
         B, _, T, _ = features[0].shape
         placed = self._placed(B, T)
         side = placed.sides[0]
-        own = [state[:B] for state in side.states]
+        own = [state[:B] for state in side.states.values()]
         for mine, state in zip(own, before, strict=True):
             mine[...] = state
         for i in range(0, T, placed.frames):
@@ -182,22 +200,27 @@ class _Resident:
     def __init__(self, session: _NumbaSession, placed: Placed) -> None:
         self._session, self._streams = session, placed.streams
         self._from, self._to = placed.sides
+        self._expected = list(session.shapes(placed.streams, 1).values())
 
     def run(self, feeds: Arrays) -> Arrays:
         """Advance by a frame; see `dfstream.backends.base.Session.runner`."""
-        features, before = [feeds[name] for name in FEATURES], [feeds[name] for name in _STATES]
-        B, _, T, _ = features[0].shape
-        if self._streams != B or T != 1 or not self._take(before):
+        try:
+            features, before = [feeds[name] for name in FEATURES], [feeds[name] for name in _STATES]
+        except KeyError:
+            return self._session.run(feeds)  # which says what is missing
+        arrays = zip([*features, *before], self._expected, strict=True)
+        ready = all(array.shape == shape and array.dtype == _FLOAT32 for array, shape in arrays)
+        if not ready or not self._take(before):
             return self._session.run(feeds)
         side = self._to
-        results = self._session.room(B, 1)
+        results = self._session.room(self._streams, 1)
         self._session.advance(side, features, results)
         self._from, self._to = self._to, self._from
-        return self._session.outputs(results, side.states)
+        return self._session.outputs(results, list(side.states.values()))
 
     def _take(self, before: list[_Array]) -> bool:
         """Copy states to where they will be advanced, unless that would overwrite one of them."""
-        here, there = self._from.states, self._to.states
+        here, there = self._from.states.values(), self._to.states.values()
         if all(given is state for given, state in zip(before, here, strict=True)):
             self._to.flat[...] = self._from.flat
             return True

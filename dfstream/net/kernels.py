@@ -232,7 +232,10 @@ def _conv(
 
 @inner
 def _grouped(op: Any, memory: Floats, weights: Floats, rows: int) -> None:
-    """Linear layer in groups: a product for each, or, for few rows, several small ones side by side."""
+    """Linear layer in groups: a product for each, or, for few rows, several small ones side by side.
+
+    A group has two outputs at least: the weights of one alone would not lie in a panel.
+    """
     K, N, done = op.inputs, op.outputs, 0
     size = K * (-(-N // LANES) * LANES)
     if N == LANES and rows < ROWS:

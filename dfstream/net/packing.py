@@ -71,8 +71,8 @@ def quantised(matrix: NDArray[np.float32], precision: Precision) -> tuple[NDArra
     if precision == "fp16":
         return matrix.astype(np.float16), ones
     largest = _LARGEST[precision]
-    peaks = np.abs(matrix).max(axis=1)
-    scales = np.where(peaks > 0, peaks / largest, 1).astype(np.float32)
+    scales = (np.abs(matrix).max(axis=1) / largest).astype(np.float32)
+    scales[scales == 0] = 1  # zeros, or so small that float32 has no scale for them
     stored = np.rint(matrix / scales[:, None]).clip(-largest, largest)
     return stored.astype(np.int16 if precision == "int16" else np.int8), scales
 

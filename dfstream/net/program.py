@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dfstream.errors import UnsupportedGraph
 from dfstream.net.layout import OPERATION, PHASE, Kind
 from dfstream.net.packing import aligned
 
@@ -104,12 +105,17 @@ class Operation:
 def in_phases(operations: Sequence[Operation]) -> list[list[Operation]]:
     """Order operations in few phases, each frame by frame or for all frames at once.
 
-    What updates a state from frame to frame must run in one phase with what reads it: an operation that
-    reads a state waits for everything that the state's update needs from elsewhere.
+    What reads a state and what updates it from frame to frame must run in one phase: an operation that
+    reads a state waits for all operations on all frames that the state's update needs.
+
+    Raises
+    ------
+    UnsupportedGraph
+        An operation on all frames needs a state and the state's update needs the operation.
     """
     waits = _dependencies(operations)
     left, done, phases = list(operations), set[int](), list[list[Operation]]()
-    for_all = False
+    for_all, idle = False, 0
     while left:
         phase: list[Operation] = []
         while ready := [op for op in left if op.for_all == for_all and waits[id(op)] <= done]:
@@ -118,7 +124,12 @@ def in_phases(operations: Sequence[Operation]) -> list[list[Operation]]:
             left = [op for op in left if id(op) not in done]
         if phase:
             phases.append(phase)
-        for_all = not for_all
+        for_all, idle = not for_all, 0 if phase else idle + 1
+        if idle == 2:
+            raise UnsupportedGraph(
+                "compiled kernels: a layer of the state's own update cannot run for all frames at once",
+                hint="use the backend ort-cpu",
+            )
     return phases
 
 
@@ -132,13 +143,22 @@ def _dependencies(operations: Sequence[Operation]) -> dict[int, set[int]]:
         id(op): {id(w) for buffer in op.reads for w in writers.get(id(buffer), ()) if w is not op}
         for op in operations
     }
-    for update in (op for op in operations if op.y.buffer.section):
-        readers = {id(op) for op in operations if update.y.buffer in op.reads and op is not update}
-        waits[id(update)] |= readers
-        needed = _ancestors(id(update), waits)
-        after_readers = {op for op in needed if _ancestors(op, waits) & readers} | readers
-        for reader in readers:
-            waits[reader] |= {w for op in after_readers | {id(update)} for w in waits[op]} - after_readers
+    states = [
+        (id(update), {id(op) for op in operations if update.y.buffer in op.reads and op is not update})
+        for update in operations
+        if update.y.buffer.section
+    ]
+    for update, readers in states:
+        waits[update] |= readers
+    for_all = {id(op) for op in operations if op.for_all}
+    grown = True
+    while grown:  # what the readers of one state wait for, the update of another may need
+        grown = False
+        for update, readers in states:
+            needed = _ancestors(update, waits) & for_all
+            grown |= any(not needed <= waits[reader] for reader in readers)
+            for reader in readers:
+                waits[reader] |= needed
     return waits
 
 
@@ -204,13 +224,13 @@ class Side:
         What `dfstream.net.kernels.run` takes in front of features and results.
     flat : ndarray[float32]
         All states, live.
-    states : list of ndarray[float32], shape (streams, size)
+    states : dict of str to ndarray[float32], shape (streams, size)
         The same by section, in the order of `SECTIONS`.
     """
 
     arguments: tuple[Any, ...]
     flat: NDArray[np.float32]
-    states: list[NDArray[np.float32]]
+    states: dict[str, NDArray[np.float32]]
 
 
 class Placed:
@@ -243,9 +263,10 @@ class Placed:
         def side(start: int) -> Side:
             moved = _moved(operations, start).view(np.int64)
             flat = memory[start : start + states_end]
-            states = [
-                flat[at : at + streams * size].reshape(streams, size) for at, size in self._sections(program)
-            ]
+            states = {
+                section: flat[at : at + streams * size].reshape(streams, size)
+                for section, at, size in self._sections(program)
+            }
             return Side((moved, phases.view(np.int64), ports, memory, *weights), flat, states)
 
         self.sides = side(0), side(states_end)
@@ -261,11 +282,11 @@ class Placed:
         views = (*program.inputs, *program.results)
         return np.array([(self._start(view), self._frame[id(view.buffer)]) for view in views], np.intp)
 
-    def _sections(self, program: Program) -> list[tuple[int, int]]:
+    def _sections(self, program: Program) -> list[tuple[str, int, int]]:
         """Where the states of each section begin, and their size."""
         sizes = list(program.state_sizes.values())
         starts = np.cumsum([0, *(_filled(self.streams * size) for size in sizes[:-1])])
-        return list(zip(starts.tolist(), sizes, strict=True))
+        return list(zip(SECTIONS, starts.tolist(), sizes, strict=True))
 
     def _place_section(self, states: list[Buffer]) -> None:
         """Put the states of a section side by side, stream after stream."""

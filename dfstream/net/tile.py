@@ -161,7 +161,10 @@ def _from_integer(b: Any, stored: Any) -> Any:
 
 
 def _from_half(b: Any, stored: Any) -> Any:
-    """Move exponent and fraction into place, then scale: needs no half-precision instructions."""
+    """Move exponent and fraction into place, then scale: needs no half-precision instructions.
+
+    Exact for all finite numbers; infinities, which weights never are, would come out as 65536.
+    """
 
     def ints(value: int) -> Any:
         return ir.Constant(_vector(_INT32), [value] * LANES)

@@ -198,11 +198,11 @@ class _Translation(Views):
         fields = {"taps": taps, "stride": stride, "activation": activation, "bias": self._floats(bias)}
         if group == outputs == channels:
             self.emit(Kind.DEPTHWISE, x, y, weights=self._floats(weight[:, 0, 0].T), **fields)
-        elif group > 1 and width == 1:
+        elif width == positions == taps == 1 and outputs > group > 1:
             self._linear_in_groups(x, y, weight[:, :, 0, 0], group, fields)
         else:
             fields["weights"] = self._panels(_dense(weight, group))
-            self.operations.append(Operation(Kind.CONV, x, y, None, fields, for_all=width == 1))
+            self.operations.append(Operation(Kind.CONV, x, y, None, fields, for_all=width == positions == 1))
         self.hold(tensor, y, (outputs, 1, positions))
 
     def _linear_in_groups(
