@@ -45,7 +45,7 @@ def frame_by_frame(graph, feats):
     return oracle.join(found), states
 
 
-@oracle.every_model()
+@oracle.every_model(quick=oracle.FEW)
 def test_stepped_equals_the_incremental_graph_and_the_export(name):
     c = oracle.case(name)
     got, _ = frame_by_frame(graph_of(name), c.feats)

@@ -78,7 +78,7 @@ class Views:
         return view if view.contiguous else self._copied(view)
 
     def padded(self, view: View, before: int, after: int) -> View:
-        """Return a view that begins with so many positions of zeros, and has as many behind it."""
+        """Return a view that begins with ``before`` positions of zeros; ``after`` more lie behind the map."""
         if (before or after) and (not view.whole or view.buffer.section):
             view = self._copied(view)
         view = self.dense(view)
