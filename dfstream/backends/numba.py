@@ -99,7 +99,7 @@ class _NumbaSession(Session):
     def __init__(self, program: Program) -> None:
         from dfstream.net.kernels import run
 
-        self._program, self._kernel = program, run
+        self.program, self._kernel = program, run
         self._mine = threading.local()
         self.states: Mapping[str, tuple[int | str, ...]] = {
             name: ("B", program.state_sizes[section]) for name, section in zip(_STATES, SECTIONS, strict=True)
@@ -128,7 +128,7 @@ class _NumbaSession(Session):
 
     def shapes(self, B: int, T: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of features and states."""
-        views = zip(FEATURES, self._program.inputs, strict=True)
+        views = zip(FEATURES, self.program.inputs, strict=True)
         features = {name: (B, view.channels, T, view.positions) for name, view in views}
         return features | {name: (B, int(size)) for name, (_, size) in self.states.items()}
 
@@ -159,7 +159,7 @@ class _NumbaSession(Session):
 
     def runner(self, batch: int) -> Callable[[Arrays], Arrays]:
         """Return a function that keeps few streams in memory of their own."""
-        return _Resident(self, self._program.place(batch, 1)).run if batch <= _ROWS else self.run
+        return _Resident(self, self.program.place(batch, 1)).run if batch <= _ROWS else self.run
 
     def advance(self, side: Side, features: list[_Array], results: list[_Array]) -> None:
         """Advance the streams whose states lie on a side."""
@@ -186,7 +186,7 @@ class _NumbaSession(Session):
         except AttributeError:
             mine = self._mine.placed = {}
         if (streams, frames) not in mine:
-            mine[streams, frames] = self._program.place(streams, frames)
+            mine[streams, frames] = self.program.place(streams, frames)
         return mine[streams, frames]
 
 

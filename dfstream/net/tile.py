@@ -8,6 +8,7 @@ every shape of tile, so all shapes give the same bits.
 
 from __future__ import annotations
 
+import platform
 from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding
@@ -176,15 +177,18 @@ def _from_half(b: Any, stored: Any) -> Any:
     return b.bitcast(b.or_(b.bitcast(scaled, _vector(_INT32)), sign), _vector())
 
 
+_FEATURES = llvmlite.binding.get_host_cpu_features()
+_CONVERTS_HALF = _FEATURES.get("f16c", platform.machine().lower() in ("arm64", "aarch64"))
+
 _STORED: dict[str, tuple[Any, Callable[[Any, Any], Any]]] = {
     "float32": (_FLOAT, lambda _b, stored: stored),
-    "float16": (_INT16, _from_half),
+    "float16": (_INT16, _from_half if _CONVERTS_HALF else _from_half_bits),
     "int16": (_INT16, _from_integer),
     "int8": (_INT8, _from_integer),
 }
 
 # 16 accumulators of 16 lanes need the 32 wide registers of AVX-512; elsewhere a vector takes two or more
-_HAS_WIDE_REGISTERS = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
+_HAS_WIDE_REGISTERS = _FEATURES.get("avx512f", False)
 
 #: Vectors of a tile of one row, and of a tile of several rows.
 WIDE, TALL = 4, 4 if _HAS_WIDE_REGISTERS else 1
