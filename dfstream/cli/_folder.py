@@ -73,7 +73,7 @@ def run_folder(
         raise click.UsageError("--lsnr is for one file")
     plan = _plan(sources, target, many, replace=force or many.resume)
     with loading(quiet):
-        from dfstream.filebatch import OwnStreams
+        from dfstream.filepool import batch_maker
         from dfstream.folder import FolderRun
         from dfstream.model import Model
 
@@ -82,7 +82,7 @@ def run_folder(
         run = FolderRun(
             plan,
             loaded,
-            lambda: OwnStreams(loaded, **options),
+            batch_maker(loaded, len(plan.jobs), many.jobs, **options),
             jobs=many.jobs,
             compensate_delay=compensate_delay,
             existing="replace" if force else "resume" if many.resume else "refuse",
