@@ -162,7 +162,11 @@ def _from_integer(b: Any, stored: Any) -> Any:
 
 
 def _from_half(b: Any, stored: Any) -> Any:
-    """Move exponent and fraction into place, then scale: needs no half-precision instructions.
+    return b.fpext(b.bitcast(stored, _vector(ir.HalfType())), _vector())
+
+
+def _from_half_bits(b: Any, stored: Any) -> Any:
+    """Move exponent and fraction into place, then scale: for machines that would call a function.
 
     Exact for all finite numbers; infinities, which weights never are, would come out as 65536.
     """
