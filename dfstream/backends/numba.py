@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     _Array = NDArray[np.float32]
 
 #: Frames of all streams together that pass through the network at a time: what caches hold.
-_ROWS = 32
+_ROWS = 16
 
 _FLOAT32 = np.dtype(np.float32)
 
