@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dfstream.errors import ModelError
+import numpy as np
+
+from dfstream.backends.base import backend_names, find_backend
+from dfstream.errors import BackendError, ModelError
 from dfstream.modes.base import find_mode, mode_names
 
 if TYPE_CHECKING:
     from dfstream.model import Model
 
-__all__ = ["inspect_model"]
+__all__ = ["inspect_model", "measure_precisions"]
 
 
 def inspect_model(model: Model) -> dict[str, Any]:
@@ -37,6 +40,44 @@ def inspect_model(model: Model) -> dict[str, Any]:
         "network": _network(model) if model.is_export else None,
         "graphs": {stem: _interface(data) for stem, data in model.files_at_hand().items()},
         "modes": {name: _mode(model, name) for name in mode_names()},
+    }
+
+
+def measure_precisions(model: Model) -> list[dict[str, Any]]:
+    """Compare every way to store weights with float32 on the same backend, on packaged speech in noise.
+
+    Returns
+    -------
+    list of dict
+        ``backend``, ``precision``, ``snr_db`` of the audio, ``lsnr_change_db``, the largest change of the
+        local SNR; or ``reason`` where it cannot run.
+    """
+    found = []
+    for name in backend_names():
+        exact, *reduced = find_backend(name).precisions
+        for precision in reduced:
+            try:
+                figures = _compare(model, name, exact, precision)
+            except (BackendError, ModelError) as error:
+                figures = {"reason": str(error)}
+            found.append({"backend": name, "precision": precision, **figures})
+    return found
+
+
+def _compare(model: Model, backend: str, *precisions: str) -> dict[str, Any]:
+    from dfstream.checking import speech_clip
+    from dfstream.stream import Stream
+
+    rate, audio, lsnr = model.config.sample_rate, [], []
+    for precision in precisions:
+        stream = Stream(model, backend=backend, precision=precision, sample_rate=rate)
+        audio.append(stream.process(speech_clip()).astype(np.float64))
+        lsnr.append(stream.lsnr)
+    (want, got), (before, after) = audio, lsnr
+    power, error = np.mean(want**2), np.mean((got - want) ** 2)
+    return {
+        "snr_db": float(10 * np.log10(power / error)) if error else None,
+        "lsnr_change_db": float(np.abs(after - before).max()),
     }
 
 

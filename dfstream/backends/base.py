@@ -98,6 +98,8 @@ class Backend(abc.ABC):
     name: ClassVar[str]
     #: One line for tables and help texts.
     summary: ClassVar[str]
+    #: How it can store weights, exact first.
+    precisions: ClassVar[tuple[str, ...]] = ("float32",)
     #: Among those that serve, `AUTO` takes the backend with the highest; none below 0.
     preference: ClassVar[int] = -1
 

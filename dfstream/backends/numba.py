@@ -51,6 +51,7 @@ class Numba(Backend):
     name = "numba"
     summary = "the network as compiled kernels on the CPU"
     preference = 2
+    precisions = get_args(Precision)
 
     precision: Precision = "float32"
     threads: int = 1
@@ -59,8 +60,8 @@ class Numba(Backend):
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
-        if self.precision not in get_args(Precision):
-            choices = ", ".join(map(repr, get_args(Precision)))
+        if self.precision not in self.precisions:
+            choices = ", ".join(map(repr, self.precisions))
             raise UsageError(f"precision = {self.precision!r}, expected one of {choices}")
 
     def choose(self, model: Model, recipe: Recipe, single_frame: bool) -> Recipe:  # noqa: ARG002

@@ -43,6 +43,7 @@ class OrtCpu(Backend):
     name = "ort-cpu"
     summary = "ONNX Runtime on the CPU"
     preference = 1
+    precisions = get_args(Precision)
 
     threads: int = 1
     precision: Precision = "float32"
@@ -51,8 +52,8 @@ class OrtCpu(Backend):
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
-        if self.precision not in get_args(Precision):
-            choices = ", ".join(map(repr, get_args(Precision)))
+        if self.precision not in self.precisions:
+            choices = ", ".join(map(repr, self.precisions))
             raise UsageError(f"precision = {self.precision!r}, expected one of {choices}")
 
     def choose(self, model: Model, recipe: Recipe, single_frame: bool) -> Recipe:

@@ -11,13 +11,17 @@ from dfstream.cli._options import json_option, print_json
 
 @click.command(short_help="Show what a model is and which modes it allows.")
 @click.argument("model", default="bundled")
+@click.option("--precision", is_flag=True, help="Also measure what reduced precision does to the sound.")
 @json_option
-def command(model: str, as_json: bool) -> None:
+def command(model: str, precision: bool, as_json: bool) -> None:
     """Show variant, delay, size, inputs, states and possible modes of MODEL (default: the bundled one)."""
-    from dfstream.inspection import inspect_model
+    from dfstream.inspection import inspect_model, measure_precisions
     from dfstream.model import Model
 
-    facts = inspect_model(Model.load(model))
+    loaded = Model.load(model)
+    facts = inspect_model(loaded)
+    if precision:
+        facts["precisions"] = measure_precisions(loaded)
     if as_json:
         print_json(facts)
     else:
@@ -34,7 +38,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"  delay      {delay['samples']} samples ({delay['ms']:.0f} ms), "
         f"{delay['lookahead_frames']} frames of lookahead",
     ]
-    return [*lines, *_network(facts["network"]), *_graphs(facts["graphs"]), *_modes(facts["modes"])]
+    lines += [*_network(facts["network"]), *_graphs(facts["graphs"]), *_modes(facts["modes"])]
+    return [*lines, *_precisions(facts["precisions"])] if "precisions" in facts else lines
 
 
 def _network(network: dict[str, Any] | None) -> list[str]:
@@ -76,4 +81,18 @@ def _modes(modes: dict[str, Any]) -> list[str]:
             f"{state} [{', '.join(map(str, shape))}]" for state, shape in mode["states"].items()
         )
         lines.append(f"    states: {states or 'none'}")
+    return lines
+
+
+def _precisions(measured: list[dict[str, Any]]) -> list[str]:
+    lines = ["precision, against float32 on packaged speech:"]
+    for row in measured:
+        name = f"  {row['backend']} {row['precision']}"
+        if "reason" in row:
+            lines.append(f"{name}: {row['reason']}")
+        elif row["snr_db"] is None:
+            lines.append(f"{name}: the same samples")
+        else:
+            change = row["lsnr_change_db"]
+            lines.append(f"{name}: {row['snr_db']:.1f} dB; LSNR changes by {change:.3f} dB at most")
     return lines
