@@ -114,7 +114,8 @@ def _product(matrix: Floats, of: Floats, result: Floats) -> None:
     M, K = matrix.shape
     width = of.shape[1]
     a, b, c = matrix.ravel(), of.ravel(), result.ravel()
-    c[:] = np.float32(0.0)
+    for i in range(c.size):
+        c[i] = np.float32(0.0)
     whole = M - M % ROWS
     for n in range(0, width, LANES):
         for m in range(0, whole, ROWS):
@@ -131,8 +132,11 @@ def forward(
     """Transform ``frame``; the memory is that of `Transform.scratch`."""
     _, half, columns = turn.shape
     before, after = bins[: 2 * columns], bins[2 * columns :]
+    # values one by one: assigning slices compiles all of numba's ways to say that they do not fit
     for j in range(samples.shape[0]):
-        samples[j, :columns] = frame[j * columns : (j + 1) * columns]
+        row, given = samples[j], frame[j * columns :]
+        for i in range(columns):
+            row[i] = given[i]
     _product(first, samples, halves)
     for k in range(half):
         for i in range(columns):
@@ -163,4 +167,6 @@ def inverse(
             halves[k, i], halves[half + k, i] = re * c + im * s, im * c - re * s
     _product(last, halves, samples)
     for j in range(samples.shape[0]):
-        frame[j * columns : (j + 1) * columns] = samples[j, :columns]
+        row, result = samples[j], frame[j * columns :]
+        for i in range(columns):
+            result[i] = row[i]

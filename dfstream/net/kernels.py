@@ -286,7 +286,9 @@ def _gate_sums(
     memory: Floats, x: int, x_row: int, stored: Bytes, w: int, storage: int, y: int, rows: int, K: int, N: int
 ) -> None:
     """``y[r, :N] = sum_k x[r, k] W[k, :N]`` with the weights as they are stored, N in whole panels."""
-    memory[y : y + rows * N] = np.float32(0.0)
+    sums = memory[y : y + rows * N]
+    for i in range(sums.size):
+        sums[i] = np.float32(0.0)
     by_several = rows - rows % ROWS
     for n in range(0, N, PANEL):
         for r in range(0, by_several, ROWS):
