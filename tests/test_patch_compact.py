@@ -33,16 +33,11 @@ def compact_bytes(graph):
 
 def frame_by_frame(graph, feats):
     """Run the compact graph from zero states; returns results in the export's layout, and the last states."""
-    inputs, outputs = oracle.ports(graph)
-    states = {
-        name: np.zeros(shape, np.float32) for name, shape in inputs.items() if oracle.after(name) in outputs
-    }
-    found = []
+    stepper, found = oracle.Stepper(graph), []
     for frame in oracle.cut(feats, 1):
-        out = oracle.run(graph, {**frame, **states})
-        states = {name: out[oracle.after(name)] for name in states}
-        found.append({"lsnr": out["lsnr"][:, 0], "m": out["m"], "coefs": out["coefs"].transpose(0, 2, 3, 1)})
-    return oracle.join(found), states
+        out = stepper(frame)
+        found.append({**out, "lsnr": out["lsnr"][:, 0], "coefs": out["coefs"].transpose(0, 2, 3, 1)})
+    return oracle.join(found), stepper.states
 
 
 @oracle.every_model(quick=oracle.FEW)
