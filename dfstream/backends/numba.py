@@ -201,7 +201,8 @@ class _Resident:
     def __init__(self, session: _NumbaSession, placed: Placed) -> None:
         self._session, self._streams = session, placed.streams
         self._from, self._to = placed.sides
-        self._expected = list(session.shapes(placed.streams, 1).values())
+        shapes = list(session.shapes(placed.streams, 1).values())
+        self._features, self._states = shapes[: len(FEATURES)], shapes[len(FEATURES) :]
 
     def run(self, feeds: Arrays) -> Arrays:
         """Advance by a frame; see `dfstream.backends.base.Session.runner`."""
@@ -209,9 +210,7 @@ class _Resident:
             features, before = [feeds[name] for name in FEATURES], [feeds[name] for name in _STATES]
         except KeyError:
             return self._session.run(feeds)  # which says what is missing
-        arrays = zip([*features, *before], self._expected, strict=True)
-        ready = all(array.shape == shape and array.dtype == _FLOAT32 for array, shape in arrays)
-        if not ready or not self._take(before):
+        if not _fit(features, self._features) or not self._take(before):
             return self._session.run(feeds)
         side = self._to
         results = self._session.room(self._streams, 1)
@@ -220,16 +219,20 @@ class _Resident:
         return self._session.outputs(results, list(side.states.values()))
 
     def _take(self, before: list[_Array]) -> bool:
-        """Copy states to where they will be advanced, unless that would overwrite one of them."""
+        """Copy states to where they will be advanced, if they are such and that overwrites none of them."""
         here, there = self._from.states.values(), self._to.states.values()
         if all(given is state for given, state in zip(before, here, strict=True)):
             self._to.flat[...] = self._from.flat
             return True
-        if any(np.may_share_memory(given, self._to.flat) for given in before):
+        if not _fit(before, self._states) or any(np.may_share_memory(a, self._to.flat) for a in before):
             return False
         for given, state in zip(before, there, strict=True):
             state[...] = given
         return True
+
+
+def _fit(arrays: list[_Array], shapes: list[tuple[int, ...]]) -> bool:
+    return all(a.shape == shape and a.dtype == _FLOAT32 for a, shape in zip(arrays, shapes, strict=True))
 
 
 BACKEND = Numba

@@ -52,7 +52,9 @@ _one_narrow, _several_narrow = tile(1, 1), tile(ROWS, 1)
 _one_int16, _several_int16 = tile(1, WIDE, "int16"), tile(ROWS, TALL, "int16")
 _one_float16, _several_float16 = tile(1, WIDE, "float16"), tile(ROWS, TALL, "float16")
 _one_int8, _several_int8 = tile(1, WIDE, "int8"), tile(ROWS, TALL, "int8")
-_small_products = tile(_SIDE_BY_SIDE, 1, own=True)
+_small = tile(_SIDE_BY_SIDE, 1, own=True)
+_small_in_two = tile(_SIDE_BY_SIDE, 1, own=True, parts=2)
+_small_in_four = tile(_SIDE_BY_SIDE, 1, own=True, parts=4)
 
 
 # -- element by element --------------------------------------------------------------------------------
@@ -237,15 +239,22 @@ def _grouped(op: Any, memory: Floats, weights: Floats, rows: int) -> None:
     A group has two outputs at least: the weights of one alone would not lie in a panel.
     """
     K, N, done = op.inputs, op.outputs, 0
-    size = K * (-(-N // LANES) * LANES)
-    if N == LANES and rows < ROWS:
-        done = op.groups - op.groups % _SIDE_BY_SIDE
+    parts = -(-N // LANES)
+    size = K * parts * LANES
+    if rows < ROWS and N < PANEL and (parts == 1 or parts == 2 or parts == 4):
+        together = _SIDE_BY_SIDE // parts
+        done = op.groups - op.groups % together
         for r in range(rows):
             x, y = op.x + r * op.x_frame, op.y + r * op.y_frame
             _move(weights, op.bias, memory, y, done * N)
-            for g in range(0, done, _SIDE_BY_SIDE):
+            for g in range(0, done, together):
                 w = op.weights + g * size
-                _small_products(memory, x + g * K, K, weights, w, LANES, memory, y + g * N, N, K)
+                if parts == 1:
+                    _small(memory, x + g * K, K, weights, w, LANES, memory, y + g * N, N, K)
+                elif parts == 2:
+                    _small_in_two(memory, x + g * K, K, weights, w, LANES, memory, y + g * N, N, K)
+                else:
+                    _small_in_four(memory, x + g * K, K, weights, w, LANES, memory, y + g * N, N, K)
     for g in range(done, op.groups):
         x, y, bias = op.x + g * K, op.y + g * N, op.bias + g * N
         _product(memory, x, op.x_frame, weights, op.weights + g * size, bias, y, op.y_frame, rows, K, N)

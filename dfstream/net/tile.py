@@ -27,7 +27,9 @@ LANES = 16
 _FLOAT, _INT8, _INT16, _INT32, _INT64 = ir.FloatType(), *(ir.IntType(n) for n in (8, 16, 32, 64))
 
 
-def tile(rows: int, vectors: int, weight: str = "float32", *, own: bool = False) -> Callable[..., None]:
+def tile(
+    rows: int, vectors: int, weight: str = "float32", *, own: bool = False, parts: int = 1
+) -> Callable[..., None]:
     """Make the kernel ``y[r, :n] += sum_k x[r, k] w[k, :n]`` for ``n = 16 * vectors``.
 
     Parameters
@@ -39,6 +41,9 @@ def tile(rows: int, vectors: int, weight: str = "float32", *, own: bool = False)
     own : bool
         Every row has weights of its own, one block of ``K * w_row`` behind the other: small products side
         by side, none of which would keep the processor busy.
+    parts : int
+        So many rows after each other are parts of one row: they read the same ``x``, and write one behind
+        the other.
 
     Returns
     -------
@@ -57,7 +62,7 @@ def tile(rows: int, vectors: int, weight: str = "float32", *, own: bool = False)
         signature = types.void(x, n, n, w, n, n, y, n, n, n)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _Tile(builder, rows, vectors, weight, own).emit(
+            _Tile(builder, rows, vectors, weight, own, parts).emit(
                 [_data(context, builder, signature, arguments, i) for i in (0, 3, 6)],
                 [arguments[i] for i in (1, 4, 7)],
                 [arguments[i] for i in (2, 5, 8)],
@@ -77,8 +82,8 @@ def _data(context: Any, builder: Any, signature: Any, arguments: Any, index: int
 class _Tile:
     """Emits the code of one tile."""
 
-    def __init__(self, builder: Any, rows: int, vectors: int, weight: str, own: bool) -> None:
-        self.builder, self.own = builder, own
+    def __init__(self, builder: Any, rows: int, vectors: int, weight: str, own: bool, parts: int) -> None:
+        self.builder, self.own, self.parts = builder, own, parts
         self.rows, self.vectors = range(rows), range(vectors)
         self.stored, self.read = _STORED[weight]
 
@@ -86,12 +91,13 @@ class _Tile:
         b = self.builder
         w = b.bitcast(data[1], self.stored.as_pointer())
         x, w, y = (b.gep(p, [a]) for p, a in zip((data[0], w, data[2]), at, strict=True))
-        x_rows = [b.gep(x, [b.mul(apart[0], _int(r))]) for r in self.rows]
-        places = [
-            b.gep(b.gep(y, [b.mul(apart[2], _int(r))]), [_int(v * LANES)])
+        x_rows = [b.gep(x, [b.mul(apart[0], _int(r // self.parts))]) for r in self.rows]
+        width = len(self.vectors) * LANES
+        y_rows = [
+            b.gep(b.gep(y, [b.mul(apart[2], _int(r // self.parts))]), [_int(r % self.parts * width)])
             for r in self.rows
-            for v in self.vectors
         ]
+        places = [b.gep(row, [_int(v * LANES)]) for row in y_rows for v in self.vectors]
         blocks = [b.gep(w, [b.mul(b.mul(size, apart[1]), _int(r))]) for r in self.rows] if self.own else [w]
         sums = self._along_k(x_rows, blocks, apart[1], [self._load(p) for p in places], size)
         # in this order: a row that is no multiple of 16 long spills its unchanged tail into the next one
