@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FirstHop", "first_hop", "measure_memory", "measure_start"]
 
-#: Where numba keeps its machine code.
-_KERNEL_CACHE = "NUMBA_CACHE_DIR"
+#: Names the folder that compiled kernels lie in.
+_CACHE = "DFSTREAM_CACHE"
 
 _COMMANDS = {
     "interpreter": ["-c", "pass"],
@@ -110,7 +110,7 @@ def measure_start(
     Parameters
     ----------
     model : str
-        As for `Model.load`.
+        As for `Model.load`; not one that only the user's cache knows, which these processes do not look into.
     configurations : list of Configuration
         Those whose first hop is waited for.
     repeats : int
@@ -132,9 +132,9 @@ def measure_start(
     for configuration in configurations:
         progress(f"first hop, {configuration.name}")
         with tempfile.TemporaryDirectory(prefix="dfstream-kernels-") as folder:
-            variables = {_KERNEL_CACHE: folder}
+            variables = {_CACHE: folder}
             fresh = first_hop(model, configuration, variables).seconds
-            compiled = sum(path.is_file() for path in Path(folder).rglob("*.nbc"))
+            compiled = sum(path.is_file() for path in Path(folder, "kernels").rglob("*"))
             warm = [first_hop(model, configuration, variables).seconds for _ in range(repeats)]
         start["first_hop"][configuration.name] = {
             "fresh_cache_s": fresh,

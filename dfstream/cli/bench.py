@@ -95,7 +95,7 @@ def command(
     found, left_out = usable(loaded, backends, modes, blocks)
     if not found:
         raise next(iter(left_out.values()), UsageError("nothing to measure"))
-    measured = measure(model, loaded, found, left_out, plan_of(quick, options), tell)
+    measured = measure(loaded.origin, loaded, found, left_out, plan_of(quick, options), tell)
     tell("")
     report = measured["report"]
     write_outputs(report, lines(report), measured["hops_us"], as_json, picture)
