@@ -12,11 +12,11 @@ from dfstream.net import tile as tiles
 from dfstream.net.packing import aligned
 from dfstream.net.tile import LANES, ROWS, TALL, WIDE, tile
 
-STORED = {"float32": np.float32, "float16": np.float16, "int16": np.int16, "int8": np.int8}
+STORED = {"as x": np.float32, "float16": np.float16, "int16": np.int16, "int8": np.int8}
 
 #: (rows, vectors) of one row and of several, as `dfstream.net.kernels` makes them, by storage.
 WHOLE = ((1, WIDE), (ROWS, TALL))
-SHAPES = [(*shape, "float32") for shape in (*WHOLE, (1, 1), (ROWS, 1))]
+SHAPES = [(*shape, "as x") for shape in (*WHOLE, (1, 1), (ROWS, 1))]
 SHAPES += [(*shape, storage) for storage in ("float16", "int16", "int8") for shape in WHOLE]
 every_shape = pytest.mark.parametrize(("rows", "vectors", "storage"), SHAPES)
 
@@ -27,7 +27,7 @@ HALF_ULP = 2.0**-24
 
 
 @functools.cache
-def compiled(rows, vectors, storage="float32", *, own=False):
+def compiled(rows, vectors, storage="as x", *, own=False):
     """A tile as a function that can be called; weights are given as bytes."""
     multiply = tile(rows, vectors, storage, own=own)
 

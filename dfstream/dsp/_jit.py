@@ -17,9 +17,10 @@ from numba import types
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["complex64", "float32", "inner", "int8", "intp", "jit", "reads", "writes"]
+__all__ = ["complex64", "float32", "float64", "inner", "int8", "intp", "jit", "reads", "writes"]
 
-float32, complex64, int8, intp = types.float32, types.complex64, types.int8, types.intp
+float32, float64, complex64 = types.float32, types.float64, types.complex64
+int8, intp = types.int8, types.intp
 
 #: No reordering of sums: blocks of any length must give the same bits.
 _njit: Any = partial(numba.njit, nogil=True, fastmath=False, error_model="numpy")

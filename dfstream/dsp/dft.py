@@ -4,6 +4,9 @@ For ``N = N1 N2`` the transform falls into transforms of length N1 and of length
 between them (Cooley and Tukey, 1965). At a window's length both are so short that plain matrices with
 all lanes of the processor busy are quicker than a fast transform, and far quicker than calling one: numpy
 takes as long for the call as for the work. Written for kernels, which put their windows around it.
+
+Forward sums run in float64: a loud bin must not leak rounding errors into quiet ones, whose logarithm the
+network looks at. Back, errors stay as far below the samples as float32 has them anyway.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
+    Doubles = NDArray[np.float64]
 
 __all__ = ["Transform", "forward", "inverse"]
 
@@ -33,15 +37,17 @@ class Transform:
 
     Attributes
     ----------
-    first : ndarray[float32], shape (2 K, N1)
+    first : ndarray[float64], shape (2 K, N1)
         Transform along N1 of real samples, whose upper half mirrors the lower: K = N1 // 2 + 1 values, real
         parts before imaginary ones.
     last : ndarray[float32], shape (N1, 2 K)
         The way back, which counts twice what was left out.
-    turn : ndarray[float32], shape (2, K, N2)
+    turn : ndarray[float64], shape (2, K, N2)
         Cosine and sine of the rotation between the two.
-    second, back : ndarray[float32], shape (2 N2, 2 N2)
-        Transform along N2, real parts before imaginary ones, and its inverse but for a factor.
+    second : ndarray[float64], shape (2 N2, 2 N2)
+        Transform along N2, real parts before imaginary ones.
+    back : ndarray[float32], shape (2 N2, 2 N2)
+        Its inverse but for a factor.
     place : ndarray[intp], shape (N / 2 + 1,)
         Where each bin lies in what ``second`` gives; where it is mirrored, ``sign`` is -1.
     source : ndarray[intp], shape (N2, K)
@@ -49,10 +55,10 @@ class Transform:
         imaginary part does not count, 0.
     """
 
-    first: Floats
+    first: Doubles
     last: Floats
-    turn: Floats
-    second: Floats
+    turn: Doubles
+    second: Doubles
     back: Floats
     place: NDArray[np.intp]
     sign: Floats
@@ -75,10 +81,10 @@ class Transform:
         wanted = np.arange(half) + rows * np.arange(columns)[:, None]
         source = np.minimum(wanted, size - wanted)
         return cls(
-            first=_float32(_parts(along)),
+            first=_parts(along),
             last=_float32(_parts(counts * along).T),
-            turn=_float32(np.stack([turn.real, turn.imag])),
-            second=_float32(second),
+            turn=np.stack([turn.real, turn.imag]),
+            second=second,
             back=_float32(second.T),
             place=(found // rows * _filled(half) + found % rows).astype(np.intp),
             sign=_float32(np.where(mirrored, -1, 1)),
@@ -86,13 +92,19 @@ class Transform:
             source_sign=_float32(np.sign(size - 2 * wanted) * np.sign(wanted)),
         )
 
-    def scratch(self) -> tuple[Floats, Floats, Floats, Floats]:
-        """Return memory for the stages of one frame at a time: frame, samples in rows, halves, bins."""
+    def scratch(self, dtype: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return memory for the stages of one frame at a time: frame, samples in rows, halves, bins.
+
+        Parameters
+        ----------
+        dtype : dtype
+            float64 for `forward`, float32 for `inverse`.
+        """
         twice_half, rows = self.first.shape
         columns = len(self.second) // 2
         width, half = _filled(columns), _filled(twice_half // 2)
         shapes = (rows * columns,), (rows, width), (twice_half, width), (4 * columns, half)
-        frame, samples, halves, bins = (np.zeros(shape, np.float32) for shape in shapes)
+        frame, samples, halves, bins = (np.zeros(shape, dtype) for shape in shapes)
         return frame, samples, halves, bins
 
 
@@ -109,13 +121,13 @@ def _float32(values: NDArray[Any]) -> Floats:
 
 
 @inner
-def _product(matrix: Floats, of: Floats, result: Floats) -> None:
+def _product(matrix: NDArray[Any], of: NDArray[Any], result: NDArray[Any]) -> None:
     """``result = matrix @ of``, rows of both in whole vectors."""
     M, K = matrix.shape
     width = of.shape[1]
     a, b, c = matrix.ravel(), of.ravel(), result.ravel()
     for i in range(c.size):
-        c[i] = np.float32(0.0)
+        c[i] = 0
     whole = M - M % ROWS
     for n in range(0, width, LANES):
         for m in range(0, whole, ROWS):
@@ -126,8 +138,8 @@ def _product(matrix: Floats, of: Floats, result: Floats) -> None:
 
 @inner
 def forward(
-    first: Floats, turn: Floats, second: Floats, place: NDArray[np.intp], sign: Floats, frame: Floats,
-    samples: Floats, halves: Floats, bins: Floats, spec: NDArray[np.complex64],
+    first: Doubles, turn: Doubles, second: Doubles, place: NDArray[np.intp], sign: Floats, frame: Doubles,
+    samples: Doubles, halves: Doubles, bins: Doubles, spec: NDArray[np.complex64],
 ) -> None:  # fmt: skip
     """Transform ``frame``; the memory is that of `Transform.scratch`."""
     _, half, columns = turn.shape
@@ -150,7 +162,7 @@ def forward(
 
 @inner
 def inverse(
-    last: Floats, turn: Floats, back: Floats, source: NDArray[np.intp], sign: Floats, frame: Floats,
+    last: Floats, turn: Doubles, back: Floats, source: NDArray[np.intp], sign: Floats, frame: Floats,
     samples: Floats, halves: Floats, bins: Floats, spec: NDArray[np.complex64],
 ) -> None:  # fmt: skip
     """Put the samples of a spectrum into ``frame``, not scaled; its ends count as real."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfstream.dsp._checks import check_geometry, check_sizes, checked_samples, checked_spec
-from dfstream.dsp._jit import complex64, float32, intp, jit, reads, writes
+from dfstream.dsp._jit import complex64, float32, float64, intp, jit, reads, writes
 from dfstream.dsp.dft import Transform, forward, inverse
 from dfstream.dsp.lanes import LaneSet, Scratch
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
+    Doubles = NDArray[np.float64]
 
 __all__ = ["Analysis", "Synthesis", "vorbis_window"]
 
@@ -68,7 +69,7 @@ class Analysis:
         self._memory = np.zeros((lanes, fft_size - hop_size), np.float32)
         self._spec = Scratch(lanes * max_frames * (fft_size // 2 + 1), np.complex64)
         t = Transform.of_size(fft_size)
-        self._tables = (t.first, t.turn, t.second, t.place, t.sign, *t.scratch())
+        self._tables = (t.first, t.turn, t.second, t.place, t.sign, *t.scratch(np.float64))
 
     @property
     def state(self) -> dict[str, NDArray[np.float32]]:
@@ -133,7 +134,7 @@ class Synthesis:
         self._window = vorbis_window(fft_size)
         self._memory = np.zeros((lanes, fft_size - hop_size), np.float32)
         t = Transform.of_size(fft_size)
-        self._tables = (t.last, t.turn, t.back, t.source, t.source_sign, *t.scratch())
+        self._tables = (t.last, t.turn, t.back, t.source, t.source_sign, *t.scratch(np.float32))
         self._out = Scratch(lanes * max_frames * hop_size, np.float32)
 
     @property
@@ -176,14 +177,14 @@ class Synthesis:
 
 
 @jit(
-    reads(float32, 2), reads(intp, 1), reads(float32, 1), writes(float32, 2), reads(float32, 2),
-    reads(float32, 3), reads(float32, 2), reads(intp, 1), reads(float32, 1), writes(float32, 1),
-    writes(float32, 2), writes(float32, 2), writes(float32, 2), writes(complex64, 3),
+    reads(float32, 2), reads(intp, 1), reads(float32, 1), writes(float32, 2), reads(float64, 2),
+    reads(float64, 3), reads(float64, 2), reads(intp, 1), reads(float32, 1), writes(float64, 1),
+    writes(float64, 2), writes(float64, 2), writes(float64, 2), writes(complex64, 3),
 )  # fmt: skip
 def _analyse(
-    x: Floats, lanes: NDArray[np.intp], window: Floats, memory: Floats, first: Floats, turn: Floats,
-    second: Floats, place: NDArray[np.intp], sign: Floats, frame: Floats, samples: Floats, halves: Floats,
-    bins: Floats, spec: NDArray[np.complex64],
+    x: Floats, lanes: NDArray[np.intp], window: Floats, memory: Floats, first: Doubles, turn: Doubles,
+    second: Doubles, place: NDArray[np.intp], sign: Floats, frame: Doubles, samples: Doubles, halves: Doubles,
+    bins: Doubles, spec: NDArray[np.complex64],
 ) -> None:  # fmt: skip
     """Transform memory and hop, windowed, for each hop; shift the hop into the memory.
 
@@ -213,12 +214,12 @@ def _analyse(
 
 @jit(
     reads(complex64, 3), reads(intp, 1), reads(float32, 1), writes(float32, 2), reads(float32, 2),
-    reads(float32, 3), reads(float32, 2), reads(intp, 2), reads(float32, 2), writes(float32, 1),
+    reads(float64, 3), reads(float32, 2), reads(intp, 2), reads(float32, 2), writes(float32, 1),
     writes(float32, 2), writes(float32, 2), writes(float32, 2), writes(float32, 2),
 )  # fmt: skip
 def _synthesise(
     spec: NDArray[np.complex64], lanes: NDArray[np.intp], window: Floats, memory: Floats, last: Floats,
-    turn: Floats, back: Floats, source: NDArray[np.intp], sign: Floats, frame: Floats, samples: Floats,
+    turn: Doubles, back: Floats, source: NDArray[np.intp], sign: Floats, frame: Floats, samples: Floats,
     halves: Floats, bins: Floats, out: Floats,
 ) -> None:  # fmt: skip
     """Transform back and window frames, emit what each completes, keep the rest in the memory.

@@ -24,11 +24,12 @@ __all__ = ["LANES", "ROWS", "TALL", "WIDE", "tile"]
 #: Values of a vector.
 LANES = 16
 
-_FLOAT, _INT8, _INT16, _INT32, _INT64 = ir.FloatType(), *(ir.IntType(n) for n in (8, 16, 32, 64))
+_FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
+_INT8, _INT16, _INT32, _INT64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 
 
 def tile(
-    rows: int, vectors: int, weight: str = "float32", *, own: bool = False, parts: int = 1
+    rows: int, vectors: int, weight: str = "as x", *, own: bool = False, parts: int = 1
 ) -> Callable[..., None]:
     """Make the kernel ``y[r, :n] += sum_k x[r, k] w[k, :n]`` for ``n = 16 * vectors``.
 
@@ -37,7 +38,8 @@ def tile(
     rows, vectors : int
         Shape of the tile; their product must fit the machine's vector registers.
     weight : str
-        How weights are stored, one of ``float32``, ``float16``, ``int16``, ``int8``; sums are float32.
+        How weights are stored: as ``x``, float32 or float64, or one of ``float16``, ``int16``, ``int8``;
+        sums are of the type of ``x``.
     own : bool
         Every row has weights of its own, one block of ``K * w_row`` behind the other: small products side
         by side, none of which would keep the processor busy.
@@ -48,7 +50,7 @@ def tile(
     Returns
     -------
     function of (x, x_at, x_row, w, w_at, w_row, y, y_at, y_row, K)
-        For kernels only. ``x`` and ``y`` are flat float32 arrays, ``w`` one of float32 or of bytes; ``_at``
+        For kernels only. ``x`` and ``y`` are flat arrays of one type, ``w`` one of it or of bytes; ``_at``
         says where the tile begins, ``_row`` how far its rows are apart, all counted in values.
     """
 
@@ -62,7 +64,8 @@ def tile(
         signature = types.void(x, n, n, w, n, n, y, n, n, n)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _Tile(builder, rows, vectors, weight, own, parts).emit(
+            real = _DOUBLE if signature.args[0].dtype == types.float64 else _FLOAT
+            _Tile(builder, real, rows, vectors, weight, own, parts).emit(
                 [_data(context, builder, signature, arguments, i) for i in (0, 3, 6)],
                 [arguments[i] for i in (1, 4, 7)],
                 [arguments[i] for i in (2, 5, 8)],
@@ -82,10 +85,12 @@ def _data(context: Any, builder: Any, signature: Any, arguments: Any, index: int
 class _Tile:
     """Emits the code of one tile."""
 
-    def __init__(self, builder: Any, rows: int, vectors: int, weight: str, own: bool, parts: int) -> None:
-        self.builder, self.own, self.parts = builder, own, parts
+    def __init__(
+        self, builder: Any, real: Any, rows: int, vectors: int, weight: str, own: bool, parts: int
+    ) -> None:
+        self.builder, self.real, self.own, self.parts = builder, real, own, parts
         self.rows, self.vectors = range(rows), range(vectors)
-        self.stored, self.read = _STORED[weight]
+        self.stored, self.read = _STORED[weight] if weight != "as x" else (real, lambda _b, stored: stored)
 
     def emit(self, data: list[Any], at: list[Any], apart: list[Any], size: Any) -> None:
         b = self.builder
@@ -99,10 +104,10 @@ class _Tile:
         ]
         places = [b.gep(row, [_int(v * LANES)]) for row in y_rows for v in self.vectors]
         blocks = [b.gep(w, [b.mul(b.mul(size, apart[1]), _int(r))]) for r in self.rows] if self.own else [w]
-        sums = self._along_k(x_rows, blocks, apart[1], [self._load(p) for p in places], size)
+        sums = self._along_k(x_rows, blocks, apart[1], [self._load(p, self.real) for p in places], size)
         # in this order: a row that is no multiple of 16 long spills its unchanged tail into the next one
         for place, value in zip(places, sums, strict=True):
-            b.store(value, b.bitcast(place, _vector().as_pointer())).align = 4
+            b.store(value, b.bitcast(place, _vector(self.real).as_pointer())).align = 4
 
     def _along_k(
         self, x_rows: list[Any], blocks: list[Any], w_row: Any, sums: list[Any], size: Any
@@ -111,7 +116,7 @@ class _Tile:
         before, loop, after = b.block, b.append_basic_block("along_k"), b.append_basic_block("done")
         b.branch(loop)
         b.position_at_end(loop)
-        k, carried = b.phi(_INT64), [b.phi(_vector()) for _ in sums]
+        k, carried = b.phi(_INT64), [b.phi(_vector(self.real)) for _ in sums]
         k.add_incoming(_int(0), before)
         for phi, value in zip(carried, sums, strict=True):
             phi.add_incoming(value, before)
@@ -127,7 +132,8 @@ class _Tile:
 
     def _step(self, x_rows: list[Any], blocks: list[Any], k: Any, sums: list[Any]) -> list[Any]:
         b = self.builder
-        kind, name = ir.FunctionType(_vector(), [_vector()] * 3), f"llvm.fma.v{LANES}f32"
+        vector, name = _vector(self.real), f"llvm.fma.v{LANES}f{64 if self.real is _DOUBLE else 32}"
+        kind = ir.FunctionType(vector, [vector] * 3)
         fma = b.module.globals.get(name) or ir.Function(b.module, kind, name)
         weights = self._weights(blocks[0])
         for r, x_row in enumerate(x_rows):
@@ -143,14 +149,14 @@ class _Tile:
         b = self.builder
         return [self.read(b, self._load(b.gep(w, [_int(v * LANES)]), self.stored)) for v in self.vectors]
 
-    def _load(self, place: Any, kind: Any = _FLOAT) -> Any:
+    def _load(self, place: Any, kind: Any) -> Any:
         b = self.builder
         value = b.load(b.bitcast(place, _vector(kind).as_pointer()))
-        value.align = {_FLOAT: 4, _INT16: 2, _INT8: 1}[kind]
+        value.align = {_DOUBLE: 4, _FLOAT: 4, _INT16: 2, _INT8: 1}[kind]
         return value
 
     def _splat(self, value: Any) -> Any:
-        b, empty = self.builder, ir.Constant(_vector(), ir.Undefined)
+        b, empty = self.builder, ir.Constant(_vector(self.real), ir.Undefined)
         first = b.insert_element(empty, value, ir.Constant(_INT32, 0))
         return b.shuffle_vector(first, empty, ir.Constant(_vector(_INT32), [0] * LANES))
 
@@ -191,7 +197,6 @@ _FEATURES = llvmlite.binding.get_host_cpu_features()
 _CONVERTS_HALF = _FEATURES.get("f16c", platform.machine().lower() in ("arm64", "aarch64"))
 
 _STORED: dict[str, tuple[Any, Callable[[Any, Any], Any]]] = {
-    "float32": (_FLOAT, lambda _b, stored: stored),
     "float16": (_INT16, _from_half if _CONVERTS_HALF else _from_half_bits),
     "int16": (_INT16, _from_integer),
     "int8": (_INT8, _from_integer),
