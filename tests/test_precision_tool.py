@@ -120,7 +120,7 @@ def test_missing_packages_are_one_line(folder, monkeypatch):
     ("args", "said"),
     [
         (("--backend", "cuda"), "unknown backend 'cuda'"),
-        (("--backend", "ort-cpu:x"), "is not an option"),
+        (("--backend", "ort-cpu:x"), "is not option=value"),
         (("--backend", "ort-cpu", "--model", "none"), "no model 'none'"),
     ],
 )

@@ -35,6 +35,7 @@ __all__ = [
     "find_backend",
     "parse_backend",
     "pick_backend",
+    "split_backend",
 ]
 
 #: Stands for the quickest backend that serves.
@@ -216,9 +217,7 @@ def pick_backend(
 
 
 def parse_backend(text: str) -> Backend:
-    """Make a backend from one line, ``name`` or ``name:key=value,key=value``.
-
-    Values that look like whole numbers, other numbers or true and false become such.
+    """Make a backend from one line, ``name`` or ``name:option=value,option=value``.
 
     Raises
     ------
@@ -230,21 +229,37 @@ def parse_backend(text: str) -> Backend:
     >>> parse_backend("ort-cpu:threads=2").threads
     2
     """
-    name, _, rest = text.partition(":")
-    options: dict[str, Any] = {}
-    for part in rest.split(",") if rest else []:
-        key, equals, value = part.partition("=")
-        if not equals or not key.isidentifier() or key in options:
-            raise UsageError(
-                f"backend {text!r}: {part!r} is not an option", hint="write name:key=value,key=value"
-            )
-        options[key] = _value(value)
+    name, options = split_backend(text)
     return find_backend(name, **options)
 
 
+def split_backend(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and options of a backend in one line; see `parse_backend`.
+
+    Values that look like whole numbers, other numbers or true and false become such.
+
+    Raises
+    ------
+    UsageError
+        No backend of that name, or not of that form.
+    """
+    name, colon, rest = text.partition(":")
+    registry.find("backend", name)
+    options: dict[str, Any] = {}
+    for part in rest.split(",") if colon else []:
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (key.isidentifier() and equals and value) or key in options:
+            raise UsageError(
+                f"backend {text!r}: {part!r} is not option=value",
+                hint=f"write {name}:option=value,option=value",
+            )
+        options[key] = _value(value)
+    return name, options
+
+
 def _value(text: str) -> bool | int | float | str:
-    if text in ("true", "false"):
-        return text == "true"
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     for kind in (int, float):
         try:
             return kind(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from dfstream.backends.base import backend_names, find_backend
+from dfstream.backends.base import backend_names, find_backend, split_backend
 from dfstream.errors import DfstreamError, UsageError
 from dfstream.modes.base import find_mode, mode_names
 
@@ -32,7 +32,7 @@ class BackendSpec:
     """
 
     name: str
-    options: tuple[tuple[str, int | bool | str], ...] = ()
+    options: tuple[tuple[str, bool | int | float | str], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> BackendSpec:
@@ -43,19 +43,8 @@ class BackendSpec:
         UsageError
             An unknown backend, or options in another form.
         """
-        name, colon, rest = text.partition(":")
-        if name not in backend_names():
-            raise UsageError(f"unknown backend {name!r}", hint=f"backends are {', '.join(backend_names())}")
-        options = []
-        for part in rest.split(",") if colon else []:
-            key, equals, value = (piece.strip() for piece in part.partition("="))
-            if not (key.isidentifier() and equals and value):
-                raise UsageError(
-                    f"backend {text!r}: {part!r} is not option=value",
-                    hint=f"write {name}:option=value,option=value",
-                )
-            options.append((key, _value(value)))
-        return cls(name, tuple(options))
+        name, options = split_backend(text)
+        return cls(name, tuple(options.items()))
 
     def __str__(self) -> str:
         options = ",".join(f"{key}={value}" for key, value in self.options)
@@ -64,12 +53,6 @@ class BackendSpec:
     def make(self) -> Backend:
         """Make the backend; raises as `find_backend`."""
         return find_backend(self.name, **dict(self.options))
-
-
-def _value(text: str) -> int | bool | str:
-    if text in ("True", "False"):
-        return text == "True"
-    return int(text) if text.isdecimal() else text
 
 
 @dataclasses.dataclass(frozen=True)
