@@ -1,7 +1,10 @@
 """The laws of a stream: what holds for every model, mode, parity and block, however the audio is cut."""
 
 import functools
+import gc
+import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -317,3 +320,24 @@ def test_threads_may_load_one_model_at_once(synthetic_folder, x):
         thread.join()
     assert len(got) == 3
     assert all(np.array_equal(y, got[0]) for y in got)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory of the process")
+@pytest.mark.parametrize("backend", ["numba", "ort-cpu"])
+def test_memory_does_not_grow_over_a_hundred_thousand_hops(bundled, backend):
+    """A quarter of an hour of audio: what a hop leaves behind would be 10 MB if it were a hundred bytes."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    stream = Stream(bundled, backend=backend)
+    hop = np.random.default_rng(0).standard_normal(480).astype(np.float32) / 20
+    for _ in range(2000):
+        stream.process(hop)
+    gc.collect()
+    before = resident()
+    for _ in range(100_000):
+        stream.process(hop)
+    gc.collect()
+    assert resident() - before < 3 << 20
