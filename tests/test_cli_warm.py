@@ -33,7 +33,7 @@ def test_warm_fills_the_cache_and_clear_empties_it(cache):
     folder = cache / "kernels"
     assert first["kernels"]["folder"].startswith(str(folder))
     assert len([p for p in folder.rglob("*") if p.is_file()]) == first["kernels"]["total"]
-    assert any("incremental" in path.name for path in (cache / "graphs").rglob("*"))
+    assert any("compact" in path.name for path in (cache / "graphs").rglob("*"))
 
     removed = json.loads(dfstream("warm", "--clear", "--json"))["removed"]
     assert [entry["folder"] for entry in removed] == [str(folder), str(cache / "graphs")]
