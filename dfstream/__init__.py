@@ -7,6 +7,7 @@ numba, onnx and onnxruntime load with the first model, not with the package.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from dfstream.offline import enhance
     from dfstream.pool import StreamPool
     from dfstream.stream import Stream
+
+# in a checkout the patches lie beside the package: a script run from there finds this one, not an installed one
+if not os.path.isdir(os.path.join(__path__[0], "patches")):  # noqa: PTH112, PTH118
+    __path__.append(os.path.dirname(__path__[0]))  # noqa: PTH120
 
 __version__ = "0.1.0"
 

@@ -28,6 +28,15 @@ def modules_after(code):
     return set(done.stdout.split())
 
 
+def test_a_checkout_finds_its_patches():
+    """Whatever is installed: Python looks for packages in the folder it is started in first."""
+    code = "import dfstream.patches as p; print(p.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert Path(done.stdout.strip()) == ROOT / "patches" / "__init__.py", done.stderr
+
+
 def test_importing_loads_nothing_heavy():
     loaded = modules_after("import dfstream")
     assert "dfstream" in loaded
