@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dfstream.pool import StreamPool
     from dfstream.stream import Stream
 
-# in a checkout the patches lie beside the package: a script run from there finds this one, not an installed one
+# in a checkout, which a script that is run there finds before an installed package, the patches lie beside it
 if not os.path.isdir(os.path.join(__path__[0], "patches")):  # noqa: PTH112, PTH118
     __path__.append(os.path.dirname(__path__[0]))  # noqa: PTH120
 
