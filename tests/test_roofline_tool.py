@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 import roofline
+from dfstream.backends.numba import FRAMES_TOGETHER
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_floors_are_bytes_and_operations_over_the_rates(synthetic_model, quick):
     assert one["floor_us"] == pytest.approx(one["bytes"] / 1e9 * 1e6)
     assert one["us"] == pytest.approx(1000)
     assert one["gap"] == pytest.approx(1e-3 / (one["floor_us"] * 1e-6) - 1)
-    assert found["64 streams"]["bytes"] == round(one["bytes"] / 64)
+    assert found["64 streams"]["bytes"] == round(one["bytes"] / FRAMES_TOGETHER)
     assert found["one stream, int8"]["bytes"] < found["one stream, int16"]["bytes"] < one["bytes"]
     assert {row["bound_by"] for row in roofline.rows(model, read=1e15, multiplied=1e9)} == {"multiplying"}
 

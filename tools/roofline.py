@@ -23,6 +23,7 @@ from dfstream.patches.facts import multiply_accumulates
 from dfstream.patches.graph import import_graph
 
 from dfstream.backends.base import find_backend
+from dfstream.backends.numba import FRAMES_TOGETHER
 from dfstream.model import Model
 from dfstream.modes.base import find_mode
 from dfstream.net.packing import aligned
@@ -122,7 +123,7 @@ def rows(model: Model, read: float, multiplied: float) -> list[dict[str, Any]]:
     ):
         program = program_of(model, precision)
         weights = program.weights.nbytes + program.stored.nbytes
-        per_hop = weights / (streams * min(frames, 32))
+        per_hop = weights / min(streams * frames, FRAMES_TOGETHER)
         floors = {"reading": per_hop / read, "multiplying": macs / multiplied}
         bound = max(floors, key=floors.__getitem__)
         took = measured(model, precision, streams, frames)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     _Array = NDArray[np.float32]
 
 #: Frames of all streams together that pass through the network at a time: what caches hold.
-_ROWS = 16
+FRAMES_TOGETHER = 16
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -122,8 +122,8 @@ class _NumbaSession(Session):
         after = [np.empty_like(state) for state in before]
         B, _, T, _ = features[0].shape
         results = self.room(B, T)
-        for i in range(0, B, _ROWS):
-            some = slice(i, i + _ROWS)
+        for i in range(0, B, FRAMES_TOGETHER):
+            some = slice(i, i + FRAMES_TOGETHER)
             self._pass(*([array[some] for array in arrays] for arrays in (features, results, before, after)))
         return self.outputs(results, after)
 
@@ -145,7 +145,7 @@ class _NumbaSession(Session):
     def _pass(
         self, features: list[_Array], results: list[_Array], before: list[_Array], after: list[_Array]
     ) -> None:
-        """Let up to `_ROWS` streams pass through this thread's memory."""
+        """Let up to `FRAMES_TOGETHER` streams pass through this thread's memory."""
         B, _, T, _ = features[0].shape
         placed = self._placed(B, T)
         side = placed.sides[0]
@@ -160,7 +160,7 @@ class _NumbaSession(Session):
 
     def runner(self, batch: int) -> Callable[[Arrays], Arrays]:
         """Return a function that keeps few streams in memory of their own."""
-        return _Resident(self, self.program.place(batch, 1)).run if batch <= _ROWS else self.run
+        return _Resident(self, self.program.place(batch, 1)).run if batch <= FRAMES_TOGETHER else self.run
 
     def advance(self, side: Side, features: list[_Array], results: list[_Array]) -> None:
         """Advance the streams whose states lie on a side."""
@@ -180,7 +180,7 @@ class _NumbaSession(Session):
     def _placed(self, streams: int, frames: int) -> Placed:
         """Return this thread's memory for so many streams, made once for each rounded-up size."""
         streams = 1 << (streams - 1).bit_length()
-        frames = 1 if frames == 1 else max(1, _ROWS // streams)
+        frames = 1 if frames == 1 else max(1, FRAMES_TOGETHER // streams)
         mine: dict[tuple[int, int], Placed]
         try:
             mine = self._mine.placed
