@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dfstream.dsp.tile import LANES
 from dfstream.net.packing import PANEL, PRECISIONS, Store, aligned, panels, quantised
-from dfstream.net.tile import LANES
 
 LINE = 64
 TYPES = {"float32": np.float32, "fp16": np.float16, "int16": np.int16, "int8": np.int8}

@@ -24,10 +24,10 @@ from dfstream.patches.graph import import_graph
 
 from dfstream.backends.base import find_backend
 from dfstream.backends.numba import FRAMES_TOGETHER
+from dfstream.dsp.tile import LANES, ROWS, TALL, tile
 from dfstream.model import Model
 from dfstream.modes.base import find_mode
 from dfstream.net.packing import aligned
-from dfstream.net.tile import LANES, ROWS, TALL, tile
 from dfstream.reading import parse_graph
 
 if TYPE_CHECKING:

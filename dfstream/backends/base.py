@@ -31,7 +31,7 @@ __all__ = [
     "Backend",
     "Session",
     "backend_names",
-    "check_threads",
+    "check_options",
     "find_backend",
     "parse_backend",
     "pick_backend",
@@ -141,10 +141,13 @@ class Backend(abc.ABC):
         """
 
 
-def check_threads(threads: int) -> None:
-    """Refuse what is no number of threads."""
+def check_options(backend: Backend, threads: int, precision: str) -> None:
+    """Refuse what is no number of threads, or no precision of this backend."""
     if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
         raise UsageError(f"threads = {threads!r}, expected a whole number, 1 to {_MOST_THREADS}")
+    if precision not in backend.precisions:
+        choices = ", ".join(map(repr, backend.precisions))
+        raise UsageError(f"precision = {precision!r}, expected one of {choices}")
 
 
 def backend_names() -> list[str]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from dfstream.backends.base import Backend, Session, check_threads
-from dfstream.errors import BackendError, UnsupportedGraph, UsageError
+from dfstream.backends.base import Backend, Session, check_options
+from dfstream.errors import BackendError, UnsupportedGraph
 from dfstream.interface import FEATURES, RESULTS, state_output
 from dfstream.net.packing import Precision
 from dfstream.net.program import SECTIONS
@@ -59,10 +59,7 @@ class Numba(Backend):
     __hash__ = Backend.__hash__
 
     def __post_init__(self) -> None:
-        check_threads(self.threads)
-        if self.precision not in self.precisions:
-            choices = ", ".join(map(repr, self.precisions))
-            raise UsageError(f"precision = {self.precision!r}, expected one of {choices}")
+        check_options(self, self.threads, self.precision)
 
     def choose(self, model: Model, recipe: Recipe, single_frame: bool) -> Recipe:  # noqa: ARG002
         """Take the compact graph, whatever the number of frames.

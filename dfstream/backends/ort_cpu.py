@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from dfstream.backends.base import Backend, Session, check_threads
+from dfstream.backends.base import Backend, Session, check_options
 from dfstream.errors import BackendError, BackendUnavailable, UnsupportedGraph, UsageError
 from dfstream.interface import FEATURES, RESULTS, state_inputs, state_output
 
@@ -51,10 +51,7 @@ class OrtCpu(Backend):
     __hash__ = Backend.__hash__
 
     def __post_init__(self) -> None:
-        check_threads(self.threads)
-        if self.precision not in self.precisions:
-            choices = ", ".join(map(repr, self.precisions))
-            raise UsageError(f"precision = {self.precision!r}, expected one of {choices}")
+        check_options(self, self.threads, self.precision)
 
     def choose(self, model: Model, recipe: Recipe, single_frame: bool) -> Recipe:
         """Take the lean graph for single frames of ``incremental``, where it can be made.

@@ -17,7 +17,7 @@ from numba import types
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["complex64", "float32", "float64", "inner", "int8", "intp", "jit", "reads", "writes"]
+__all__ = ["complex64", "float32", "float64", "inner", "inner_sum", "int8", "intp", "jit", "reads", "writes"]
 
 float32, float64, complex64 = types.float32, types.float64, types.complex64
 int8, intp = types.int8, types.intp
@@ -67,7 +67,16 @@ def jit(*arguments: Any) -> Callable[[_Kernel], _Kernel]:
 
 def inner(function: _Part) -> _Part:
     """Compile a part of kernels, together with each of them; ``a * b + c`` may round once."""
-    part: Any = numba.njit(nogil=True, fastmath={"contract"}, error_model="numpy")(function)
+    return _part(function, {"contract"})
+
+
+def inner_sum(function: _Part) -> _Part:
+    """As `inner`, for a sum whose order the compiler may choose, once for all callers."""
+    return _part(function, {"contract", "reassoc"})
+
+
+def _part(function: _Part, fastmath: set[str]) -> _Part:
+    part: Any = numba.njit(nogil=True, fastmath=fastmath, error_model="numpy")(function)
     return part  # type: ignore[no-any-return]
 
 

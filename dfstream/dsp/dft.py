@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfstream.dsp._jit import inner
-from dfstream.net.tile import LANES, ROWS, tile
+from dfstream.dsp.tile import LANES, ROWS, tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -129,7 +129,7 @@ class Synthesis:
     def __init__(self, fft_size: int, hop_size: int, max_frames: int = 1, lanes: int = 1) -> None:
         check_geometry(fft_size, hop_size)
         check_sizes(max_frames, lanes)
-        self._fft_size, self._hop_size, self._max_frames = fft_size, hop_size, max_frames
+        self._hop_size, self._max_frames = hop_size, max_frames
         self._all, self._bins = LaneSet(lanes), fft_size // 2 + 1
         self._window = vorbis_window(fft_size)
         self._memory = np.zeros((lanes, fft_size - hop_size), np.float32)

@@ -10,35 +10,23 @@ Arguments called like an operand of an operation (``x``, ``z``, ``y``) say where
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 from numba import types
 
-from dfstream.dsp._jit import float32, inner, intp, jit, reads, writes
+from dfstream.dsp._jit import float32, inner, inner_sum, intp, jit, reads, writes
+from dfstream.dsp.tile import LANES, ROWS, TALL, WIDE, tile
 from dfstream.net.layout import OPERATION, PHASE, Activation, Kind, Storage
 from dfstream.net.packing import PANEL
-from dfstream.net.tile import LANES, ROWS, TALL, WIDE, tile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
     Bytes = NDArray[np.uint8]
 
 __all__ = ["run"]
-
-_Kernel = TypeVar("_Kernel", bound="Callable[..., Any]")
-
-
-def _inner_sum(function: _Kernel) -> _Kernel:
-    """As `inner`, for a sum whose order the compiler may choose, once for all callers."""
-    kernel: Any = numba.njit(nogil=True, fastmath={"contract", "reassoc"}, error_model="numpy")(function)
-    return kernel  # type: ignore[no-any-return]
-
 
 # members as plain numbers, which is what compiled code compares
 _COPY, _ADD, _SCALE, _CONV, _DEPTHWISE, _UPSAMPLE, _SUMS, _GROUPED, _GRU = (int(kind) for kind in Kind)
@@ -185,7 +173,7 @@ def _partial_sums(op: Any, memory: Floats, x: int, z: int, y: int) -> None:
 # -- matrix products ---------------------------------------------------------------------------------------
 
 
-@_inner_sum
+@inner_sum
 def _dot(memory: Floats, x: int, weights: Floats, w: int, K: int) -> Any:
     a, b, total = memory[x:], weights[w:], np.float32(0.0)
     for k in range(K):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from dfstream.net.tile import LANES
+from dfstream.dsp.tile import LANES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfstream.net import tile as tiles
+from dfstream.dsp import tile as tiles
+from dfstream.dsp.tile import LANES, ROWS, TALL, WIDE, tile
 from dfstream.net.packing import aligned
-from dfstream.net.tile import LANES, ROWS, TALL, WIDE, tile
 
 STORED = {"as x": np.float32, "float16": np.float16, "int16": np.int16, "int8": np.int8}
 
