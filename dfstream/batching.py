@@ -9,7 +9,7 @@ import numpy as np
 from dfstream.dsp.lanes import LaneSet
 from dfstream.engine import no_output
 from dfstream.filtering import mask_post_filter
-from dfstream.interface import is_gru_state
+from dfstream.interface import batch_axis
 from dfstream.modes.base import NetOutput, check_results
 from dfstream.signalpath import SignalPath
 
@@ -48,7 +48,7 @@ class BatchedNet:
         if slots is not self._at_hand:
             self._put_back()
             self._mode.state = {
-                name: np.ascontiguousarray(array.take(slots.index, _batch_axis(name)))
+                name: np.ascontiguousarray(array.take(slots.index, batch_axis(name)))
                 for name, array in self._store.items()
             }
             self._at_hand = slots
@@ -59,7 +59,7 @@ class BatchedNet:
         states, row = self._store, slot
         if self._at_hand is not None and slot in self._at_hand.index:
             states, row = self._mode.state, int(np.flatnonzero(self._at_hand.index == slot)[0])
-        return {name: array.take([row], _batch_axis(name)) for name, array in states.items()}
+        return {name: array.take([row], batch_axis(name)) for name, array in states.items()}
 
     def load(self, slot: int, saved: Mapping[str, NDArray[np.float32]] | None = None) -> None:
         """Continue one slot from what `save` returned, or from zeros."""
@@ -74,13 +74,9 @@ class BatchedNet:
             self._at_hand = None
 
 
-def _batch_axis(name: str) -> int:
-    return int(is_gru_state(name))
-
-
 def _by_stream(name: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
     """View a state with its streams first."""
-    return np.moveaxis(array, _batch_axis(name), 0)
+    return np.moveaxis(array, batch_axis(name), 0)
 
 
 class BatchEngine:

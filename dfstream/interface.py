@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["EXPORTS", "FEATURES", "LINKS", "RESULTS", "is_gru_state", "state_inputs", "state_output"]
+__all__ = [
+    "EXPORTS",
+    "FEATURES",
+    "LINKS",
+    "RESULTS",
+    "batch_axis",
+    "is_gru_state",
+    "state_inputs",
+    "state_output",
+]
 
 #: Graphs of an official export.
 EXPORTS = ("enc", "erb_dec", "df_dec")
@@ -29,6 +38,11 @@ RESULTS = ("lsnr", "m", "coefs")
 def is_gru_state(name: str) -> bool:
     """Whether an input is the state of GRUs, [layers, B, hidden]: ``h0``, ``erb_h0``, ``df_h0``."""
     return name == "h0" or name.endswith("_h0")
+
+
+def batch_axis(name: str) -> int:
+    """Return the axis of an input that counts streams: GRU states have their layers first."""
+    return 1 if is_gru_state(name) else 0
 
 
 def state_output(name: str) -> str:

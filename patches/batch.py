@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfstream.interface import state_output
+from dfstream.interface import batch_axis, state_output
 
-from .graph import BATCH, batch_axis, constant, constant_value
+from .graph import BATCH, constant, constant_value
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

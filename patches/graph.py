@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from dfstream.errors import UnsupportedGraph
-from dfstream.interface import FEATURES, LINKS, RESULTS, is_gru_state
+from dfstream.interface import FEATURES, LINKS, RESULTS, batch_axis
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,7 +23,6 @@ __all__ = [
     "TIME",
     "ancestors",
     "append_slice",
-    "batch_axis",
     "constant",
     "constant_value",
     "consumers",
@@ -158,11 +157,6 @@ def find_output(graph: gs.Graph, name: str) -> gs.Variable:
         if tensor.name == name:
             return tensor
     raise UnsupportedGraph(f"the graph has no output {name!r}; it has {[t.name for t in graph.outputs]}")
-
-
-def batch_axis(name: str) -> int:
-    """Return the axis of an input that counts streams: GRU states have their layers first."""
-    return 1 if is_gru_state(name) else 0
 
 
 # -- structure -------------------------------------------------------------------------------------

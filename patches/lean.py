@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfstream.errors import UnsupportedGraph
+from dfstream.interface import batch_axis
 
 from .canonical import MAP, VECTOR
 from .canonical_conv import TimeConv, polyphase
 from .compact import CompactLowering
 from .fold import fold_constants
-from .graph import BATCH, batch_axis, constant_value, consumers
+from .graph import BATCH, constant_value, consumers
 from .gru_state import STATES, find_grus
 from .recipe import Recipe
 
