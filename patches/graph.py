@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from dfstream.errors import UnsupportedGraph
-from dfstream.interface import FEATURES, LINKS, RESULTS, batch_axis
+from dfstream.interface import FEATURES, LINKS, MASK, RESULTS, batch_axis
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -179,11 +179,12 @@ def sections(graph: gs.Graph) -> dict[str, set[int]]:
 
     By structure: the encoder is what the LSNR depends on, a decoder what its own result needs besides.
     """
-    results = {t.name: t for t in graph.outputs if t.name in RESULTS}
+    results = {t.name: t for t in graph.outputs if t.name in (*RESULTS, MASK)}
     encoder = ancestors(results["lsnr"]) if "lsnr" in results else set()
-    found = {"enc": encoder}
-    for section, result in (("erb", "m"), ("df", "coefs")):
-        found[section] = ancestors(results[result]) - encoder if result in results else set()
+    found = {"enc": encoder, "erb": set[int](), "df": set[int]()}
+    for result, section in (("m", "erb"), (MASK, "erb"), ("coefs", "df")):
+        if result in results:
+            found[section] = ancestors(results[result]) - encoder
     return found
 
 
