@@ -151,9 +151,7 @@ class CanonicalSession(Session):
         T, N = features[FEATURES[0]].shape[2], self._frames
         parts = []
         for start in range(0, T, N):
-            frames = {
-                name: _filled(array[:, :, start : start + N], N) for name, array in features.items()
-            }
+            frames = {name: _filled(array[:, :, start : start + N], N) for name, array in features.items()}
             out = self._advance({**frames, **state})
             parts.append(out)
             if start + N <= T:
