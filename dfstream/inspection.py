@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfstream.backends.base import backend_names, find_backend
+from dfstream import registry
+from dfstream.backends.base import backend_names
 from dfstream.errors import BackendError, ModelError
 from dfstream.modes.base import find_mode, mode_names
 
@@ -54,7 +55,7 @@ def measure_precisions(model: Model) -> list[dict[str, Any]]:
     """
     found = []
     for name in backend_names():
-        exact, *reduced = find_backend(name).precisions
+        exact, *reduced = registry.find("backend", name).precisions
         for precision in reduced:
             try:
                 figures = _compare(model, name, exact, precision)
