@@ -1,0 +1,1 @@
+"""Core ML packages: read from the file format and run by numpy, on any platform."""
