@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from dfstream.coreml.flavour import state_shape
 from dfstream.coreml.toolbox import coremltools
 from dfstream.errors import UnsupportedGraph
 from dfstream.interface import FEATURES, MASK, state_inputs, state_output
@@ -22,13 +23,10 @@ if TYPE_CHECKING:
 
     from dfstream.coreml.flavour import Flavour
 
-__all__ = ["RESULTS", "emit_program", "state_shape", "tensor_shapes"]
+__all__ = ["emit_program", "tensor_shapes"]
 
 #: Names of the results, in the order of a package's outputs.
-RESULTS = (MASK, "coefs", "lsnr")
-
-#: A Core ML state works on the Neural Engine if its last axis is a multiple of this (apple/coremltools#2631).
-_LANES = 32
+_RESULTS = (MASK, "coefs", "lsnr")
 
 #: The axis of time, of which the canonical graph has one element.
 _TIME = 2
@@ -39,12 +37,6 @@ def tensor_shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
     return {
         value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in graph.input
     }
-
-
-def state_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that Core ML keeps a state in: vectors lie in rows."""
-    _, channels, _, width = shape
-    return (1, channels // _LANES, 1, _LANES) if width == 1 and channels % _LANES == 0 else shape
 
 
 def emit_program(model: onnx.ModelProto, flavour: Flavour) -> Any:
@@ -111,7 +103,7 @@ class _Emission:
     def _body(self, inputs: Mapping[str, Any]) -> list[Any]:
         state = {name: self._state(name, inputs[name]) for name in self.states}
         features = {name: self._wide(inputs[name], f"{name}_wide") for name in FEATURES}
-        results: dict[str, list[Any]] = {name: [] for name in RESULTS}
+        results: dict[str, list[Any]] = {name: [] for name in _RESULTS}
         for t in range(self.frames):
             frame = {name: self._frame(features[name], name, t) for name in FEATURES}
             out = self._walk({**frame, **state}, t)
@@ -139,7 +131,7 @@ class _Emission:
         return {}
 
     def _wide(self, value: Any, name: str) -> Any:
-        """Widen half-precision inputs: constants are float32 until the precision pass, and types may not mix."""
+        """Widen half-precision inputs: constants are float32 until precision is chosen, types may not mix."""
         return value if value.dtype == self.types.fp32 else self.mb.cast(x=value, dtype="fp32", name=name)
 
     def _frame(self, value: Any, name: str, t: int) -> Any:
@@ -178,11 +170,11 @@ class _Emission:
             operands = [values[name] if name in values else self._constant(name) for name in node.input]
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             output = node.output[0]
-            last = output in RESULTS and self.frames == 1 and not self.flavour.half_interface
+            last = output in _RESULTS and self.frames == 1 and not self.flavour.half_interface
             state = output in map(state_output, self.states) and t == self.frames - 1
             public = last or (state and self.flavour.state == "explicit" and not self.flavour.half_interface)
             name = output if public else f"{_plain(node.name or output)}{f'_t{t}' if self.frames > 1 else ''}"
-            if not public and name in (*self.shapes, *RESULTS):
+            if not public and name in (*self.shapes, *_RESULTS):
                 name = f"{name}_value"
             values[output] = emit(operands, attributes, name)
         return values

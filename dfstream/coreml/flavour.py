@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from dfstream.errors import UsageError
 
-__all__ = ["PRECISIONS", "TARGETS", "Flavour", "StateStyle", "Target"]
+__all__ = ["PRECISIONS", "TARGETS", "Flavour", "StateStyle", "Target", "state_shape"]
 
 StateStyle = Literal["explicit", "coreml"]
 
@@ -51,6 +51,9 @@ TARGETS = (
 _STATEFUL = TARGETS[2]
 
 _MOST_FRAMES = 16
+
+#: A Core ML state works on the Neural Engine if its last axis is a multiple of this (apple/coremltools#2631).
+_LANES = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,3 +120,9 @@ class Flavour:
     def half_interface(self) -> bool:
         """Whether inputs and outputs are float16."""
         return self.precision == "ane"
+
+
+def state_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that Core ML keeps a state in: vectors lie in rows."""
+    _, channels, _, width = shape
+    return (1, channels // _LANES, 1, _LANES) if width == 1 and channels % _LANES == 0 else shape

@@ -50,7 +50,7 @@ def _may_be_half(op: Any) -> bool:
     return not (op.op_type == "conv" and op.x.op is not None and _FEATURES.search(op.x.op.name))
 
 
-def compress_weights(ct: Any, package: Any, flavour: Flavour) -> Any:
+def compress_weights(package: Any, flavour: Flavour) -> Any:
     """Store the recurrent matrices and grouped layers in 8 bits, where the flavour says so.
 
     These are 98 % of the bytes. Compressing everything saves one percent more and costs DeepFilterNet2
@@ -58,8 +58,6 @@ def compress_weights(ct: Any, package: Any, flavour: Flavour) -> Any:
 
     Parameters
     ----------
-    ct : module
-        coremltools.
     package : coremltools.models.MLModel
     flavour : Flavour
 
