@@ -129,7 +129,9 @@ class CanonicalSession(Session):
         """Refuse what is no input; a runtime might read past its end."""
         first = feeds.get(FEATURES[0])
         B, T = (first.shape[0], first.shape[2]) if first is not None and np.ndim(first) == 4 else (1, 1)
-        wanted = {name: (B, shape[1], T, shape[3]) for name, shape in self._features.items()}
+        wanted: dict[str, tuple[int, ...]] = {
+            name: (B, shape[1], T, shape[3]) for name, shape in self._features.items()
+        }
         wanted |= {name: (B, *(int(size) for size in shape[1:])) for name, shape in self.states.items()}
         for name, shape in wanted.items():
             array = feeds.get(name)

@@ -81,10 +81,10 @@ class PackageBackend(Backend):
                 hint=f"convert the model again: dfstream convert MODEL --precision {wanted}",
             )
         session = CanonicalSession(self.advancer(package, facts), facts.states, facts.features)
-        self.examine(session, model, package, facts)
+        self.examine(session, model, facts)
         return {recipe.stems[0]: session}
 
-    def load(self, graph: bytes, name: str) -> Session:
+    def load(self, graph: bytes, name: str) -> Session:  # noqa: ARG002
         """Refuse ONNX graphs: packages are folders."""
         raise UsageError(f"the backend {self.name} runs packages, not the graph {name}")
 
@@ -92,7 +92,7 @@ class PackageBackend(Backend):
     def advancer(self, package: Package, facts: PackageFacts) -> Callable[[Arrays], Arrays]:
         """Return what advances a package by a call; see `CanonicalSession`."""
 
-    def examine(self, session: Session, model: Model, package: Package, facts: PackageFacts) -> None:
+    def examine(self, session: Session, model: Model, facts: PackageFacts) -> None:
         """Refuse a session that does not compute what it should; by default nothing is doubted."""
 
     def _kept(self, model: Model) -> Package:

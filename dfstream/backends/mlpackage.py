@@ -72,18 +72,18 @@ class Mlpackage(PackageBackend):
         """First of all for packages; an export runs quicker as kernels."""
         return 3 if model.package else -1
 
-    def advancer(self, package: Package, facts: PackageFacts) -> Callable[[Arrays], Arrays]:
+    def advancer(self, package: Package, facts: PackageFacts) -> Callable[[Arrays], Arrays]:  # noqa: ARG002
         """Compile and load the package; see `PackageBackend.advancer`."""
         loaded = _Loaded(package, self.units)
         if self.units != "cpu" and not loaded.is_quick():
             warnings.warn(
-                f"Core ML with units={self.units} takes more than {_TEST_MS:g} ms for some calls: using the CPU",
+                f"mlpackage: units={self.units} needs more than {_TEST_MS:g} ms for some calls: using cpu",
                 stacklevel=2,
             )
             loaded = _Loaded(package, "cpu")
         return loaded.advance
 
-    def examine(self, session: Session, model: Model, package: Package, facts: PackageFacts) -> None:
+    def examine(self, session: Session, model: Model, facts: PackageFacts) -> None:
         """Compare a few frames; see `dfstream.coreml.agreement.check_agreement`."""
         from dfstream.coreml.agreement import check_agreement
 
@@ -156,7 +156,7 @@ def _runtime() -> Any:
     if sys.platform != "darwin":
         raise BackendUnavailable(
             "mlpackage: Core ML exists on macOS only",
-            hint="the backend mlpackage-reference runs packages here, slowly; numba and ort-cpu run the model",
+            hint="mlpackage-reference runs packages here, slowly; numba and ort-cpu run the model",
         )
     return coremltools()
 

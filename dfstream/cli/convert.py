@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,8 @@ def _targets() -> list[str]:
 )  # fmt: skip
 @click.option(
     "--target", "generation", type=NameOf("target", _targets), metavar="SYSTEM",
-    help="Oldest system it has to run on, macos13 to macos26 or ios16 to ios26.  [default: macos13, or macos15 "
-    "with --state coreml]",
+    help="Oldest system it has to run on, macos13 to macos26 or ios16 to ios26.  [default: macos13; "
+    "macos15 with --state coreml]",
 )  # fmt: skip
 @click.option(
     "--block", type=click.IntRange(1, 16), default=1, show_default=True,
@@ -51,8 +52,7 @@ def _targets() -> list[str]:
 )  # fmt: skip
 @click.option(
     "--check/--no-check", default=True, show_default=True,
-    help="Stream a minute of speech through the package and compare with the model; write nothing if it is too "
-    "far off.",
+    help="Stream a minute of speech through the package and compare; write nothing if it is too far off.",
 )  # fmt: skip
 @click.option("-f", "--force", is_flag=True, help="Replace a package of that name.")
 @json_option
@@ -105,9 +105,7 @@ def _lines(result: Conversion) -> list[str]:
     ]
     if facts.flavour.block_frames > 1:
         added = facts.block_delay_samples * ms / rate
-        lines[-1] += (
-            f", and {added:.0f} ms more: {facts.flavour.block_frames} frames a call wait for each other"
-        )
+        lines[-1] += f", and {added:.0f} ms more in calls of {facts.flavour.block_frames} frames"
     if found is not None:
         lines.append(
             f"checked  {found.worst_snr_db:.1f} dB to the model in the worst 10 s of a minute "
@@ -118,16 +116,13 @@ def _lines(result: Conversion) -> list[str]:
 
 
 def _as_dict(result: Conversion) -> dict[str, Any]:
-    import dataclasses
-
     found = result.fidelity
+    figures = found and {**dataclasses.asdict(found), "worst_snr_db": found.worst_snr_db}
     return {
         "package": str(result.package),
         "description": str(result.description),
         "bytes": result.size,
         "sha256": result.sha256,
         "facts": result.facts.to_dict(),
-        "fidelity": None
-        if found is None
-        else {**dataclasses.asdict(found), "worst_snr_db": found.worst_snr_db},
+        "fidelity": figures,
     }

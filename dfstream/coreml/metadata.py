@@ -92,8 +92,8 @@ class PackageFacts:
             for name in sorted({*wanted, *given}):
                 if wanted.get(name) != given.get(name):
                     raise ModelError(
-                        f"{package.path}: the {kind} {name} has the shape {given.get(name)}, its metadata says "
-                        f"{wanted.get(name)}",
+                        f"{package.path}: the {kind} {name} has the shape {given.get(name)}, "
+                        f"in its metadata {wanted.get(name)}",
                         hint="convert the model again",
                     )
 
@@ -170,15 +170,15 @@ class PackageFacts:
         for key, version in wanted.items():
             if values.get(key) != version:
                 raise ModelError(
-                    f"{source}: made by another version of dfstream ({key} {values.get(key)!r}, not {version})",
+                    f"{source}: of another version of dfstream ({key} {values.get(key)!r}, not {version})",
                     hint="convert the model again",
                 )
         try:
             flavour = Flavour(
                 values["precision"],
-                values["state"],
+                values["state"],  # type: ignore[arg-type]  # it looks itself
                 values["target"],
-                int(values["block_frames"]),  # type: ignore[arg-type]
+                int(values["block_frames"]),
             )
             states = {state["name"]: _state(state) for state in json.loads(values["states"])}
             config = ModelConfig.from_dict(json.loads(values["config"]), source=source)
