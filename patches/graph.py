@@ -36,6 +36,7 @@ __all__ = [
     "time_kernel",
     "time_pad",
     "variable",
+    "with_sizes",
 ]
 
 # its warnings about strange graphs go to stdout, where a program's results go
@@ -237,14 +238,8 @@ def time_kernel(node: gs.Node) -> int:
     return int(weight.shape[2])
 
 
-def static_shapes(data: bytes, batch: int = 1, frames: int = 1) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of a graph for a given batch and number of frames.
-
-    Raises
-    ------
-    UnsupportedGraph
-        The shapes cannot be worked out.
-    """
+def with_sizes(data: bytes, batch: int = 1, frames: int = 1) -> onnx.ModelProto:
+    """Return a graph whose inputs are declared with a given batch and number of frames."""
     model = onnx.load_model_from_string(data)
     del model.graph.value_info[:]
     for value in model.graph.input:
@@ -254,6 +249,18 @@ def static_shapes(data: bytes, batch: int = 1, frames: int = 1) -> dict[str, tup
             dims[TIME if len(dims) == 4 else 1].dim_value = frames
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
+    return model
+
+
+def static_shapes(data: bytes, batch: int = 1, frames: int = 1) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors of a graph for a given batch and number of frames.
+
+    Raises
+    ------
+    UnsupportedGraph
+        The shapes cannot be worked out.
+    """
+    model = with_sizes(data, batch, frames)
     try:
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
