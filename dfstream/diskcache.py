@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,18 @@ from dfstream.errors import DfstreamError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CACHE_VARIABLE", "KINDS", "Store", "cache_root", "clear", "source_digest", "source_folders"]
+__all__ = [
+    "CACHE_VARIABLE",
+    "KINDS",
+    "Store",
+    "cache_root",
+    "clear",
+    "is_writable",
+    "nearest",
+    "source_digest",
+    "source_folders",
+    "usage",
+]
 
 #: Environment variable that names the cache folder.
 CACHE_VARIABLE = "DFSTREAM_CACHE"
@@ -141,6 +153,29 @@ def clear() -> list[tuple[Path, int]]:
             gone.append((folder, sum(size for _, size, _ in _files(folder))))
             shutil.rmtree(folder)
     return gone
+
+
+def usage() -> dict[str, tuple[int, int]]:
+    """Return the number of files of each kind and their bytes."""
+    found = {}
+    for kind in KINDS:
+        sizes = [size for _, size, _ in _files(cache_root() / kind)]
+        found[kind] = len(sizes), sum(sizes)
+    return found
+
+
+def nearest(folder: Path) -> Path:
+    """Return the folder itself, or the lowest one above it that exists."""
+    return next((path for path in (folder, *folder.parents) if path.exists()), folder)
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be written into a folder, which may have to be made first; leaves nothing behind."""
+    try:
+        with tempfile.TemporaryFile(dir=nearest(folder)):
+            return True
+    except OSError:
+        return False
 
 
 def _digest(key: str, contents: bytes) -> bytes:

@@ -226,7 +226,7 @@ class Candidate:
 
 
 def survey(
-    model: Model, recipe: Recipe, *, single_frame: bool = False, **options: Any
+    model: Model, recipe: Recipe, *, single_frame: bool = False, load: bool = True, **options: Any
 ) -> Iterator[Candidate]:
     """Try all backends on a model, one whenever asked for the next, those that `AUTO` prefers first.
 
@@ -237,6 +237,8 @@ def survey(
         Of the mode.
     single_frame : bool
         Whether every call will bring one frame.
+    load : bool
+        Without, no graph is loaded: a backend that would refuse it then counts as usable.
     **options
         Fields of the backends' classes.
     """
@@ -244,7 +246,10 @@ def survey(
     for preference, cls in sorted(((c.preference(model), c) for c in classes), key=lambda entry: -entry[0]):
         try:
             backend = find_backend(cls.name, **options)
-            model.open(backend, recipe, single_frame=single_frame)
+            if load:
+                model.open(backend, recipe, single_frame=single_frame)
+            else:
+                backend.choose(model, recipe, single_frame)
         except (BackendError, UnsupportedGraph, UsageError) as error:
             yield Candidate(cls.name, preference, error=error)
         else:
