@@ -110,7 +110,7 @@ def read_package(path: Path) -> Package:
         raise UnsupportedGraph(f"{where}: a model of several functions")
     inputs, outputs, states = (_features(description.messages(field), where) for field in (1, 10, 13))
     if (inputs, outputs, states) != (program.inputs, program.outputs, program.states):
-        model.refuse("its description is not that of its program")
+        raise model.damaged("its description is not that of its program")
     return Package(
         path, model.integer(1), inputs, outputs, states, _metadata(description.message(100)), program,
         _digest({root.name: data, **weights.files}),
