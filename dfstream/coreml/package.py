@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -141,12 +142,12 @@ def _read(package: Path, inside: PurePosixPath, limit: int) -> bytes:
         if not path.is_file():
             raise ArchiveError(f"{path}: not there, or not a plain file")
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size  # read() takes as much memory as it is allowed to
+            if size > limit:
+                raise ArchiveError(f"{path}: more than {limit >> 20} MiB")
+            return file.read(size)
     except OSError as error:
         raise ArchiveError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(data) > limit:
-        raise ArchiveError(f"{path}: more than {limit >> 20} MiB")
-    return data
 
 
 class _Weights:
