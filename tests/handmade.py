@@ -196,7 +196,7 @@ class Handmade:
         return number(1, self.version) + data(2, self.description()) + data(502, self.program())
 
     def write(self, folder, **files):
-        """Write the package; ``model``, ``weights`` and ``manifest`` may be given as bytes, None is no file."""
+        """Write the package; ``model``, ``weights``, ``manifest`` may be given as bytes, None is no file."""
         inner = folder / "Data" / "com.apple.CoreML"
         (inner / "weights").mkdir(parents=True)
         contents = {
@@ -227,10 +227,11 @@ def feature(name, dtype, shape, *, state=False):
     return data(1, name) + data(3, data(8, data(1, array)) if state else data(5, array))
 
 
-def one(kind, inputs, shape, dtype="float32", out="float32", **parameters):
-    """A package of one operation: ``inputs`` maps parameters to shapes; others are constants.
+def one(kind, inputs, shape, dtype="float32", out="float32", /, **parameters):
+    """A package of one operation and its ``result``.
 
-    A list of shapes is a parameter of several tensors.
+    ``inputs`` maps parameters to shapes; a list of them is a parameter of several tensors. All other
+    parameters are constants.
     """
     many = {k: v for k, v in inputs.items() if isinstance(v, list)}
     ports = {k: (dtype, v) for k, v in inputs.items() if k not in many}
@@ -241,12 +242,12 @@ def one(kind, inputs, shape, dtype="float32", out="float32", **parameters):
     for key, value in parameters.items():
         large = isinstance(value, np.ndarray) and value.size >= 10
         bound[key] = (made.weight if large else made.const)(f"c_{key}", value)
-    made.add(kind, bound, {"y": (out, shape)})
-    return made.result("y", out, shape)
+    made.add(kind, bound, {"result": (out, shape)})
+    return made.result("result", out, shape)
 
 
 def everything():
-    """A small package with all that the real ones have: convolution, states of both kinds, weights in a file."""
+    """A small package of all that real ones have: a convolution, states of both kinds, a weight file."""
     made = Handmade(
         {"x": ("float32", (1, 2, 1, 8)), "s": ("float32", (1, 2, 1, 8))},
         states={"m": ("float16", (1, 4, 1, 8))},
