@@ -9,7 +9,7 @@ import handmade
 import mil
 import oracle
 from conftest import SYNTHETIC
-from coreml_twins import half, interpreter, noise, onnx_conv
+from coreml_twins import half, interpreter, noise, onnx_conv, refused
 from dfstream.coreml.interpreter import Interpreter
 from dfstream.coreml.package import read_package
 from dfstream.errors import UsageError
