@@ -225,7 +225,7 @@ def _check_provider(ort: Any) -> None:
     if sys.platform != "darwin":
         raise BackendUnavailable(
             "coreml-ep: Core ML exists on macOS only",
-            hint="here ort-cpu and numba run the model, and dfstream convert makes packages for Apple's systems",
+            hint="ort-cpu and numba run the model here, and dfstream convert makes packages for Apple",
         )
     raise BackendUnavailable(
         f"coreml-ep: this onnxruntime {ort.__version__} was built without Core ML",
