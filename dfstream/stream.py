@@ -65,7 +65,8 @@ class Stream:
         How the graphs are driven: ``incremental``, ``streaming``, ``stateful-h0`` (all exact) or
         ``stateless-window-last`` (see MODES.md).
     backend : str or Backend
-        What runs them: ``auto`` (the quickest that serves), ``numba`` or ``ort-cpu``.
+        What runs them: ``auto`` (the quickest that serves), or a name, such as ``numba`` or ``ort-cpu``, with
+        or without options of its own: ``coreml-ep:units=all``.
     precision : str
         How weights are stored: ``float32`` (exact), or, declared and never by default, ``int16``, ``fp16``
         or ``int8``, as the backend has them; MODES.md says what each costs in quality.

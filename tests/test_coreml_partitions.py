@@ -240,6 +240,7 @@ RULES = [
     ("Pad", [MAP], [i(0, 0, 1, 0, 0, 0, 0, 0), f()], {"mode": "edge"}, "mode edge", "mode edge"),
     ("Pad", [MAP], [i(1, 1), f(), i(1)], {"opset": 18}, None, "not in the last two dimensions"),
     ("Gather", [MAP], [i(0, 1)], {"axis": 1}, None, None),
+    ("Gather", [(1, 1, 1, 1, 2)], [i(0)], {"axis": 4}, None, None),
     ("Gather", [(1, 1, 1, 1, 2)], [np.int64(0)], {"axis": 4},
      *["a single index into rank over 4 or unknown sizes"] * 2),
     ("Gather", [(1, 1, 1, 1, 2)], [np.zeros((1, 1), np.int64)], {"axis": 4}, *["result of rank over 5"] * 2),
@@ -266,6 +267,14 @@ RULES = [
 def test_a_rule(rule):
     op, shapes, constants, attributes, *want = rule
     assert verdicts(node_model(op, shapes, constants, **attributes)) == tuple(want)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule[4] is None], ids=lambda rule: rule[0])
+def test_partitions_that_are_not_worth_handing_over(rule):
+    op, shapes, constants, attributes, *_ = rule
+    found = partition(node_model(op, shapes, constants, **attributes), PROGRAM)
+    # as the methods IsTrivial in the macOS build of onnxruntime 1.31.1 answer; Flatten, Tile and Ceil besides
+    assert found.trivial == (op in ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
 
 
 def test_every_operator_has_a_rule_that_is_tested():

@@ -264,6 +264,7 @@ def pick_backend(
     Parameters
     ----------
     backend : str or Backend
+        A name, or one line as for `parse_backend`, whose options win over the others.
     model : Model
     recipe : Recipe
         Of the mode.
@@ -282,7 +283,8 @@ def pick_backend(
     if isinstance(backend, Backend):
         return backend
     if backend != AUTO:
-        return find_backend(backend, **options)
+        name, own = split_backend(backend)
+        return find_backend(name, **{**options, **own})
     reason: DfstreamError = BackendError("no backend is made for this model")
     for candidate in survey(model, recipe, single_frame=single_frame, **options):
         if candidate.preference < 0:

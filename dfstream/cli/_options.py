@@ -52,8 +52,21 @@ def backend_names() -> list[str]:
     return [AUTO, *backend_names()]
 
 
+class BackendLine(NameOf):
+    """The name of a backend, with or without options of its own."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Accept a listed name, whatever follows a colon; `dfstream.backends.base.split_backend` reads it."""
+        super().convert(str(value).partition(":")[0], param, ctx)
+        return str(value)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Show the names and the form."""
+        return f"{super().get_metavar(param, ctx)}[:OPTION=VALUE,...]"
+
+
 MODE = NameOf("mode", mode_names)
-BACKEND = NameOf("backend", backend_names)
+BACKEND = BackendLine("backend", backend_names)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
