@@ -7,7 +7,7 @@ of copying them, and checks itself stage by stage with `golden_vectors`.
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from dfstream.config import ModelConfig
     from dfstream.model import Model
 
-__all__ = ["FORMAT", "contract", "description", "golden_vectors"]
+__all__ = ["FORMAT", "StateKind", "contract", "description", "golden_vectors"]
+
+#: Whether states are inputs and outputs of a package, or live inside it.
+StateKind = Literal["explicit", "coreml"]
 
 #: Version of the layout of all that is written here.
 FORMAT = 1
@@ -158,7 +161,7 @@ def description(
     config: ModelConfig,
     states: Sequence[Mapping[str, Any]],
     *,
-    state: str = "explicit",
+    state: StateKind = "explicit",
     block_frames: int = 1,
     **facts: Any,
 ) -> dict[str, Any]:
@@ -170,7 +173,6 @@ def description(
     states : sequence of mappings
         ``name``, ``output`` (of the next value), ``shape``, ``dtype``, ``initial``.
     state : "explicit" or "coreml"
-        Whether states are inputs and outputs, or live inside the package.
     block_frames : int
         Frames of one call.
     **facts
