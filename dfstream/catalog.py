@@ -16,6 +16,7 @@ from dfstream.diskcache import CACHE_VARIABLE, cache_root
 from dfstream.errors import ArchiveError, ModelError, UsageError
 
 __all__ = [
+    "DAMAGED",
     "DEFAULT",
     "KNOWN",
     "MEMBERS",
@@ -34,9 +35,13 @@ __all__ = [
     "is_known",
     "locate",
     "mismatch",
+    "status",
 ]
 
 DEFAULT = "bundled"
+
+#: The `status` of a model whose archive is there with other bytes than the expected ones.
+DAMAGED = "damaged copy in the cache"
 
 _OFFICIAL = "MIT OR Apache-2.0"
 
@@ -265,6 +270,15 @@ def locate(name: str) -> Location | None:
     if is_intact(known, cache_path(known)):
         return Location(cache_path(known), "cached")
     return installed_archive(known)
+
+
+def status(known: KnownModel, location: Location | None) -> str:
+    """Say in words where a model is, given what `locate` found."""
+    if location is not None:
+        return location.origin
+    if known.archive is not None and cache_path(known).exists():
+        return DAMAGED
+    return "not here"
 
 
 def find(name: str) -> Path:

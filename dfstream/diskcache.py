@@ -1,4 +1,4 @@
-"""What dfstream works out once and keeps on disk: compiled kernels, patched graphs.
+"""What dfstream works out once and keeps on disk: compiled kernels, patched graphs, Core ML packages.
 
 Everything here may vanish, be damaged or be unwritable at any time: then it is worked out again, without
 a word. A file begins with the SHA-256 of its key and its contents, so that a torn, flipped or misplaced
@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +24,24 @@ from dfstream.errors import DfstreamError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CACHE_VARIABLE", "KINDS", "Store", "cache_root", "clear", "source_digest", "source_folders"]
+__all__ = [
+    "CACHE_VARIABLE",
+    "KINDS",
+    "Store",
+    "cache_root",
+    "clear",
+    "is_writable",
+    "nearest",
+    "source_digest",
+    "source_folders",
+    "usage",
+]
 
 #: Environment variable that names the cache folder.
 CACHE_VARIABLE = "DFSTREAM_CACHE"
 
 #: Folders of the cache that hold what can be worked out again.
-KINDS = ("kernels", "graphs")
+KINDS = ("kernels", "graphs", "coreml")
 
 #: Unused for this long, or the oldest beyond so many bytes of a kind: removed when something is added.
 _KEPT_S = 90 * 24 * 3600
@@ -141,6 +153,29 @@ def clear() -> list[tuple[Path, int]]:
             gone.append((folder, sum(size for _, size, _ in _files(folder))))
             shutil.rmtree(folder)
     return gone
+
+
+def usage() -> dict[str, tuple[int, int]]:
+    """Return the number of files of each kind and their bytes."""
+    found = {}
+    for kind in KINDS:
+        sizes = [size for _, size, _ in _files(cache_root() / kind)]
+        found[kind] = len(sizes), sum(sizes)
+    return found
+
+
+def nearest(folder: Path) -> Path:
+    """Return the folder itself, or the lowest one above it that exists."""
+    return next((path for path in (folder, *folder.parents) if path.exists()), folder)
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be written into a folder, which may have to be made first; leaves nothing behind."""
+    try:
+        with tempfile.TemporaryFile(dir=nearest(folder)):
+            return True
+    except OSError:
+        return False
 
 
 def _digest(key: str, contents: bytes) -> bytes:

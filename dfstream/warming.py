@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import pkgutil
@@ -12,11 +13,11 @@ import numpy as np
 from dfstream.diskcache import source_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dfstream.model import Model
 
-__all__ = ["WarmKernels", "kernel_modules", "warm_kernels", "warm_model"]
+__all__ = ["KeptKernels", "WarmKernels", "kept_kernels", "kernel_modules", "warm_kernels", "warm_model"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,61 @@ class WarmKernels:
     compiled: tuple[str, ...]
     total: int
     folder: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptKernels:
+    """Which kernels need not be compiled any more.
+
+    Attributes
+    ----------
+    names : tuple of str
+        All there are.
+    kept : tuple of str
+        Those of them that are kept on disk for this machine.
+    folder : str or None
+        Where they are, or would be; None where they cannot be kept.
+    """
+
+    names: tuple[str, ...]
+    kept: tuple[str, ...]
+    folder: str | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether none is left to be compiled."""
+        return len(self.kept) == len(self.names)
+
+
+def kept_kernels() -> KeptKernels:
+    """Tell which kernels are kept for this machine, without compiling or loading any."""
+    from dfstream.dsp._kernelcache import kept_names, store_here
+
+    names, place = tuple(_kernel_names()), store_here()
+    if place is None:
+        return KeptKernels(names, (), None)
+    kept = kept_names(place)
+    return KeptKernels(names, tuple(name for name in names if name in kept), str(place.folder))
+
+
+def _kernel_names() -> Iterator[str]:
+    """Read the names of all kernels out of the sources: importing one compiles it."""
+    from dfstream.dsp._kernelcache import PACKAGES
+
+    for folder in source_folders(*PACKAGES):
+        for path in sorted(folder.rglob("*.py")):
+            module = ".".join(["dfstream", folder.name, *path.relative_to(folder).with_suffix("").parts])
+            for node in ast.parse(path.read_bytes()).body:
+                if isinstance(node, ast.FunctionDef) and any(map(_is_jit, node.decorator_list)):
+                    yield f"{module}.{node.name}"
+
+
+def _is_jit(decorator: ast.expr) -> bool:
+    return (
+        isinstance(decorator, ast.Call)
+        and isinstance(decorator.func, ast.Name)
+        and decorator.func.id == "jit"
+    )
 
 
 def kernel_modules() -> list[str]:

@@ -10,9 +10,18 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from dfstream import Stream
-from dfstream.backends.base import Backend, Session, backend_names, find_backend, parse_backend
-from dfstream.errors import BackendError, BackendUnavailable, DfstreamError, UsageError
+from dfstream import Stream, registry
+from dfstream.backends.base import (
+    AUTO,
+    Backend,
+    Session,
+    backend_names,
+    find_backend,
+    parse_backend,
+    pick_backend,
+    survey,
+)
+from dfstream.errors import BackendError, BackendUnavailable, DfstreamError, UnsupportedGraph, UsageError
 from dfstream.interface import FEATURES, RESULTS, state_inputs, state_output
 from dfstream.modes.base import find_mode, mode_names
 
@@ -252,6 +261,102 @@ def test_a_failure_inside_the_runtime_is_an_error_and_no_log(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+# -- which one auto takes -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unavailable(monkeypatch):
+    """Make a backend as one whose runtime is missing."""
+
+    def make(name):
+        def refuse(self, **_options):
+            raise BackendUnavailable(f"{self.name}: not on this machine", hint="buy another")
+
+        monkeypatch.setattr(registry.find("backend", name), "__init__", refuse)
+
+    return make
+
+
+@pytest.fixture
+def opened(monkeypatch, synthetic_model):
+    """Which backends are asked to open the model, in order."""
+    model, names = synthetic_model("lean"), []
+    open_graphs = type(model).open
+
+    def watched(self, backend, recipe, *, single_frame=False):
+        names.append(backend.name)
+        return open_graphs(self, backend, recipe, single_frame=single_frame)
+
+    monkeypatch.setattr(type(model), "open", watched)
+    return names
+
+
+@pytest.mark.parametrize("mode", mode_names())
+@pytest.mark.parametrize("missing", [None, "numba"])
+def test_auto_takes_the_first_usable_candidate(mode, missing, synthetic_model, unavailable, opened):
+    model, recipe = synthetic_model("lean"), find_mode(mode).recipe()
+    if missing:
+        unavailable(missing)
+    quick = mode == "incremental" and missing is None
+    assert pick_backend(AUTO, model, recipe).name == ("numba" if quick else "ort-cpu")
+    assert opened[-1] == ("numba" if quick else "ort-cpu")
+    assert "ort-cpu" not in opened or not quick, "it looked further than it had to"
+    candidates = [*survey(model, recipe)]
+    assert sorted(c.name for c in candidates) == backend_names()
+    assert [c.preference for c in candidates] == sorted((c.preference for c in candidates), reverse=True)
+    first = next(c for c in candidates if c.usable)
+    assert (first.name, first.backend) == (pick_backend(AUTO, model, recipe).name, find_backend(first.name))
+    assert (first.reason, first.hint) == (None, None)
+
+
+def test_a_candidate_says_why_it_cannot_serve(synthetic_model, unavailable):
+    unavailable("numba")
+    found = {c.name: c for c in survey(synthetic_model("lean"), find_mode("incremental").recipe())}
+    assert not found["numba"].usable
+    assert (found["numba"].reason, found["numba"].hint) == ("numba: not on this machine", "buy another")
+
+
+def test_options_that_no_backend_takes(synthetic_model):
+    found = [*survey(synthetic_model("lean"), find_mode("incremental").recipe(), threads=0)]
+    assert len(found) == len(backend_names())
+    assert not any(c.usable for c in found)
+    assert {type(c.error) for c in found if c.preference >= 0} == {UsageError}
+
+
+@pytest.mark.usefixtures("added")
+def test_auto_never_takes_what_has_to_be_asked_for(synthetic_model, unavailable):
+    model, recipe = synthetic_model("lean"), find_mode("incremental").recipe()
+    mine = {c.name: c for c in survey(model, recipe)}["my-own"]
+    assert (mine.preference, mine.usable) == (-1, True)
+    for name in ("numba", "ort-cpu"):
+        unavailable(name)
+    message, hint = refusal(BackendUnavailable, pick_backend, AUTO, model, recipe)
+    assert (message, hint) == ("ort-cpu: not on this machine", "buy another"), "the one that takes most"
+
+
+@pytest.mark.usefixtures("added")
+def test_the_model_has_a_say_in_what_auto_takes(synthetic_model, monkeypatch):
+    model, recipe = synthetic_model("lean"), find_mode("incremental").recipe()
+    mine = registry.find("backend", "my-own")
+    monkeypatch.setattr(mine, "preference", lambda m: 9 if m is model else -1)
+    assert pick_backend(AUTO, model, recipe).name == "my-own"
+    assert pick_backend(AUTO, synthetic_model("dfn3"), recipe).name == "numba"
+
+
+@pytest.mark.parametrize("name", backend_names())
+@pytest.mark.parametrize("mode", mode_names())
+def test_backends_serve_the_modes_that_they_name(name, mode, synthetic_model):
+    try:
+        backend = find_backend(name)
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    model, recipe = synthetic_model("lean"), find_mode(mode).recipe()
+    if backend.modes is None or mode in backend.modes:
+        model.open(backend, recipe)
+    else:
+        assert f"not {mode}" in refusal(UnsupportedGraph, model.open, backend, recipe)[0]
+
+
 # -- a backend of one's own ---------------------------------------------------------------------------------
 
 
@@ -325,7 +430,8 @@ def added(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("added")
 def test_a_file_adds_a_backend(synthetic_model):
-    assert backend_names() == ["my-own", "numba", "ort-cpu"]
+    assert "my-own" in backend_names()
+    assert backend_names() == sorted(backend_names())
     assert find_backend("my-own", speed=2).speed == 2
     assert "my-own" in refusal(UsageError, find_backend, "other")[1]
     x = np.zeros(2 * synthetic_model("lean").config.hop_size, np.float32)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import modes_table
-from dfstream import catalog
+from dfstream import catalog, registry
 from dfstream.backends.base import backend_names
 from dfstream.modes.base import mode_names
 
@@ -24,6 +24,17 @@ def _read(name: str) -> str:
 def test_the_table_of_modes_is_the_codes(tmp_path: Path) -> None:
     table = modes_table.table(modes_table.full_size_model(tmp_path))
     assert table in _read("MODES.md"), f"MODES.md should hold\n{table}"
+
+
+def test_the_table_of_backends_is_the_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_backend: object, **_options: object) -> None:
+        raise AssertionError("a table of backends needs none of them to work here")
+
+    for name in backend_names():
+        monkeypatch.setattr(registry.find("backend", name), "__init__", refuse)
+    table = modes_table.backends_table(modes_table.full_size_model(tmp_path))
+    assert f"\n\n{table}\n\n" in _read("MODES.md"), f"MODES.md should hold\n{table}"
+    assert [line.split("`")[1] for line in table.splitlines()[2:]] == backend_names()
 
 
 @pytest.mark.parametrize("document", ["README.md", "MODES.md"])

@@ -7,6 +7,9 @@ import pytest
 
 import synthetic
 from conftest import SYNTHETIC
+from dfstream import registry
+from dfstream.backends.base import backend_names
+from dfstream.errors import BackendUnavailable
 from dfstream.inspection import inspect_model, measure_precisions
 from dfstream.model import Model
 from dfstream.modes.base import mode_names
@@ -104,6 +107,17 @@ def test_measures_what_reduced_precision_does(bundled):
     assert snr["numba", "fp16"] > 70
     assert 30 < snr["numba", "int8"] < 55
     assert all(row["lsnr_change_db"] < 2 for row in rows)
+
+
+def test_precisions_of_a_backend_that_is_not_here_come_with_the_reason(bundled, monkeypatch):
+    def refuse(self, **_options):
+        raise BackendUnavailable(f"{self.name}: not on this machine")
+
+    for name in backend_names():
+        monkeypatch.setattr(registry.find("backend", name), "__init__", refuse)
+    rows = measure_precisions(bundled)
+    assert {row["backend"] for row in rows} >= {"numba", "ort-cpu"}
+    assert all(row["reason"] == f"{row['backend']}: not on this machine" for row in rows)
 
 
 def test_precisions_that_a_model_cannot_have_come_with_the_reason(synthetic_model, tmp_path):

@@ -1,8 +1,9 @@
-"""Print the table of modes in MODES.md from the code, for a model of DeepFilterNet3's size.
+"""Print the tables of modes and backends in MODES.md from the code, for a model of DeepFilterNet3's size.
 
 With a report of ``dfstream bench --json`` a column tells what a hop of each mode took there.
 
     python tools/modes_table.py
+    python tools/modes_table.py --backends
     python tools/modes_table.py --bench report.json
 """
 
@@ -18,16 +19,18 @@ from dfstream.patches.facts import multiply_accumulates
 from dfstream.patches.graph import import_graph
 
 import synthetic
+from dfstream import registry
+from dfstream.backends.base import Backend, backend_names
 from dfstream.benchmark.statistics import compare
 from dfstream.model import Model
 from dfstream.modes.base import Mode, find_mode, mode_names
 from dfstream.reading import parse_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 _HEADER = ("mode", "graphs", "state", "context, frames", "delay", "exactness", "cost, MAC per hop")
-
+_BACKENDS = ("backend", "what it is", "modes", "precisions", "runs on", "`auto`, for an export")
 
 #: The mode whose hop is 1.
 _BASE = "incremental"
@@ -43,8 +46,32 @@ def table(model: Model, report: Mapping[str, Any] | None = None) -> str:
             *(times.get(n, "not run") for n in mode_names()),
         )
         rows = [(*row, cell) for row, cell in zip(rows, column, strict=True)]
-    rows.insert(1, tuple("---" for _ in rows[0]))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return _markdown(rows)
+
+
+def backends_table(model: Model) -> str:
+    """Return the table of backends in Markdown; nothing of them is needed but their classes."""
+    classes: list[type[Backend]] = [registry.find("backend", name) for name in backend_names()]
+    taken = sorted((c for c in classes if c.preference(model) >= 0), key=lambda c: -c.preference(model))
+    return _markdown([_BACKENDS, *(_backend_row(cls, taken) for cls in classes)])
+
+
+def _backend_row(cls: type[Backend], taken: list[type[Backend]]) -> tuple[str, ...]:
+    place = taken.index(cls) + 1 if cls in taken else None
+    return (
+        f"`{cls.name}`",
+        cls.summary,
+        "all" if cls.modes is None else ", ".join(f"`{name}`" for name in cls.modes),
+        ", ".join(cls.precisions),
+        cls.runs_on,
+        "when asked for" if place is None else f"choice {place}",
+    )
+
+
+def _markdown(rows: Iterable[tuple[str, ...]]) -> str:
+    header, *others = rows
+    lines = (header, tuple("---" for _ in header), *others)
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
 def measured(report: Mapping[str, Any]) -> dict[str, str]:
@@ -105,18 +132,20 @@ def full_size_model(folder: Path) -> Model:
 
 
 @click.command()
+@click.option("--backends", is_flag=True, help="Print the table of backends instead.")
 @click.option(
     "--bench", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=None, metavar="REPORT",
     help="Add what a hop took, from a report of dfstream bench --json.",
 )  # fmt: skip
-def main(bench: Path | None) -> None:
-    """Print the table of modes."""
+def main(backends: bool, bench: Path | None) -> None:
+    """Print the table of modes, or of backends."""
     try:
         report = None if bench is None else json.loads(bench.read_text(encoding="utf-8"))
     except ValueError as error:
         raise click.ClickException(f"{bench}: not JSON ({error})") from error
     with tempfile.TemporaryDirectory() as folder:
-        click.echo(table(full_size_model(Path(folder)), report))
+        model = full_size_model(Path(folder))
+        click.echo(backends_table(model) if backends else table(model, report))
 
 
 if __name__ == "__main__":

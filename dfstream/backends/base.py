@@ -9,13 +9,14 @@ backend adds a file and touches no other.
 from __future__ import annotations
 
 import abc
+import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dfstream import registry
 from dfstream.errors import BackendError, UnsupportedGraph, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AUTO",
     "Backend",
+    "Candidate",
     "Session",
     "backend_names",
     "check_options",
@@ -36,6 +38,7 @@ __all__ = [
     "parse_backend",
     "pick_backend",
     "split_backend",
+    "survey",
 ]
 
 #: Stands for the quickest backend that serves.
@@ -101,11 +104,18 @@ class Backend(abc.ABC):
     summary: ClassVar[str]
     #: How it can store weights, exact first.
     precisions: ClassVar[tuple[str, ...]] = ("float32",)
-    #: Among those that serve, `AUTO` takes the backend with the highest; none below 0.
-    preference: ClassVar[int] = -1
+    #: Names of the modes it can serve, None for all.
+    modes: ClassVar[tuple[str, ...] | None] = None
+    #: Systems and processors it exists for, in words.
+    runs_on: ClassVar[str] = "everywhere"
 
     def __hash__(self) -> int:
         return hash((self.name, repr(self)))
+
+    @classmethod
+    def preference(cls, model: Model) -> int:  # noqa: ARG003
+        """Return its place: among those that serve a model, `AUTO` takes the highest; none below 0."""
+        return -1
 
     def choose(self, model: Model, recipe: Recipe, single_frame: bool) -> Recipe:  # noqa: ARG002
         """Return the recipe whose graphs serve a mode's recipe best, by default itself.
@@ -179,6 +189,73 @@ def find_backend(name: str, **options: Any) -> Backend:
         raise UsageError(f"backend {name}: {error}") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One backend, tried on a model.
+
+    Attributes
+    ----------
+    name : str
+    preference : int
+        For this model; see `Backend.preference`.
+    backend : Backend or None
+        Ready, None where it cannot serve.
+    error : DfstreamError or None
+        Why it cannot.
+    """
+
+    name: str
+    preference: int
+    backend: Backend | None = None
+    error: DfstreamError | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can serve."""
+        return self.backend is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it cannot, in one line."""
+        return None if self.error is None else str(self.error)
+
+    @property
+    def hint(self) -> str | None:
+        """What to do about that, in one line, where anything is known."""
+        return None if self.error is None else self.error.hint
+
+
+def survey(
+    model: Model, recipe: Recipe, *, single_frame: bool = False, load: bool = True, **options: Any
+) -> Iterator[Candidate]:
+    """Try all backends on a model, one whenever asked for the next, those that `AUTO` prefers first.
+
+    Parameters
+    ----------
+    model : Model
+    recipe : Recipe
+        Of the mode.
+    single_frame : bool
+        Whether every call will bring one frame.
+    load : bool
+        Without, no graph is loaded: a backend that would refuse it then counts as usable.
+    **options
+        Fields of the backends' classes.
+    """
+    classes: list[type[Backend]] = [registry.find("backend", name) for name in backend_names()]
+    for preference, cls in sorted(((c.preference(model), c) for c in classes), key=lambda entry: -entry[0]):
+        try:
+            backend = find_backend(cls.name, **options)
+            if load:
+                model.open(backend, recipe, single_frame=single_frame)
+            else:
+                backend.choose(model, recipe, single_frame)
+        except (BackendError, UnsupportedGraph, UsageError) as error:
+            yield Candidate(cls.name, preference, error=error)
+        else:
+            yield Candidate(cls.name, preference, backend)
+
+
 def pick_backend(
     backend: str | Backend, model: Model, recipe: Recipe, *, single_frame: bool = False, **options: Any
 ) -> Backend:
@@ -206,17 +283,14 @@ def pick_backend(
         return backend
     if backend != AUTO:
         return find_backend(backend, **options)
-    classes: list[type[Backend]] = [registry.find("backend", name) for name in backend_names()]
-    reasons: list[DfstreamError] = []
-    for cls in sorted((c for c in classes if c.preference >= 0), key=lambda c: -c.preference):
-        try:
-            candidate = find_backend(cls.name, **options)
-            model.open(candidate, recipe, single_frame=single_frame)
-        except (BackendError, UnsupportedGraph, UsageError) as reason:
-            reasons.append(reason)
-        else:
-            return candidate
-    raise reasons[-1]
+    reason: DfstreamError = BackendError("no backend is made for this model")
+    for candidate in survey(model, recipe, single_frame=single_frame, **options):
+        if candidate.preference < 0:
+            break
+        if candidate.backend is not None:
+            return candidate.backend
+        reason = candidate.error or reason
+    raise reason
 
 
 def parse_backend(text: str) -> Backend:

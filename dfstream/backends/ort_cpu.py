@@ -42,7 +42,6 @@ class OrtCpu(Backend):
 
     name = "ort-cpu"
     summary = "ONNX Runtime on the CPU"
-    preference = 1
     precisions = get_args(Precision)
 
     threads: int = 1
@@ -52,6 +51,11 @@ class OrtCpu(Backend):
 
     def __post_init__(self) -> None:
         check_options(self, self.threads, self.precision)
+
+    @classmethod
+    def preference(cls, model: Model) -> int:  # noqa: ARG003
+        """For what quicker ones do not take: it takes everything."""
+        return 1
 
     def choose(self, model: Model, recipe: Recipe, single_frame: bool) -> Recipe:
         """Take the lean graph for single frames of ``incremental``, where it can be made.

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dfstream.hardware import processor_name
+
 __all__ = ["environment", "peak_bytes", "versions"]
 
 _PACKAGES = ("dfstream", "numpy", "numba", "onnxruntime")
@@ -28,7 +30,7 @@ def environment(core: int | None) -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **versions(_PACKAGES)},
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": cpu_model(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "pinned_to_core": core,
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
@@ -46,19 +48,6 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def cpu_model() -> str:
-    """Return the name of the processor, or at least its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def peak_bytes() -> int | None:

@@ -93,7 +93,7 @@ def _entry(known: catalog.KnownModel) -> dict[str, Any]:
         "default": known.name == catalog.DEFAULT,
         "variant": known.variant,
         "summary": known.summary,
-        "status": _status(known, location),
+        "status": catalog.status(known, location),
         "path": str(location.path) if location else None,
         "size": size,
         "sha256": sha256,
@@ -104,14 +104,6 @@ def _entry(known: catalog.KnownModel) -> dict[str, Any]:
         "delay_ms": known.delay_ms,
         "sample_rate": known.sample_rate,
     }
-
-
-def _status(known: catalog.KnownModel, location: catalog.Location | None) -> str:
-    if location is not None:
-        return location.origin
-    if known.archive is not None and catalog.cache_path(known).exists():
-        return "damaged copy in the cache"
-    return "not here"
 
 
 def _print_table(entries: list[dict[str, Any]]) -> None:

@@ -1,1 +1,1 @@
-"""Core ML: packages of the canonical one-frame graph, and what a program around one has to do."""
+"""Core ML: conversion to ``.mlpackage``, its proof without a Mac, and what Core ML would make of a graph."""

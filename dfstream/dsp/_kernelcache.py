@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 from numba.core import compiler, dispatcher, event, serialize
 from numba.core.caching import _Cache
+from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 
 from dfstream.diskcache import Store, source_digest, source_folders
@@ -24,7 +25,17 @@ from dfstream.diskcache import Store, source_digest, source_folders
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["PACKAGES", "full_name", "keep_on_disk", "kept_in", "kernels_in", "store", "watching"]
+__all__ = [
+    "PACKAGES",
+    "full_name",
+    "keep_on_disk",
+    "kept_in",
+    "kept_names",
+    "kernels_in",
+    "store",
+    "store_here",
+    "watching",
+]
 
 #: numba says little about its types.
 _dumps: Any = serialize.dumps
@@ -49,6 +60,19 @@ def store(codegen: Any) -> Store | None:
     cpu = hashlib.sha256(repr(codegen.magic_tuple()).encode()).hexdigest()[:12]
     python = f"{platform.python_implementation().lower()}{platform.python_version()}"
     return Store("kernels", f"numba{numba.__version__}-{python}-{cpu}-{sources}")
+
+
+def store_here() -> Store | None:
+    """Return `store` for the processor of this machine."""
+    return store(cpu_target.target_context.codegen())
+
+
+def kept_names(place: Store) -> set[str]:
+    """Return the full names of the kernels that are kept in a place."""
+    try:
+        return {path.name.rpartition("-")[0] for path in place.folder.iterdir()}
+    except (OSError, RuntimeError):
+        return set()
 
 
 def keep_on_disk(kernel: Any) -> None:
