@@ -14,7 +14,9 @@ import pytest
 import swift_golden
 from conftest import ROOT
 from contract_engine import unpacked
-from dfstream.coreml.contract import FORMAT, StateKind, contract, description
+from dfstream.converting import convert_model
+from dfstream.coreml.contract import FORMAT, contract, description
+from dfstream.coreml.flavour import Flavour, StateStyle
 
 EXAMPLE = ROOT / "examples" / "swift"
 LIBRARY = EXAMPLE / "Sources" / "DFStream"
@@ -72,6 +74,10 @@ def decodable(text, found=None):
 
 def decode(value, kind, types, where="it"):
     """Do what JSONDecoder would; an AssertionError says what is wrong where."""
+    if kind.endswith("?"):
+        if value is None:
+            return
+        kind = kind[:-1]
     if kind.startswith("[String: "):
         assert isinstance(value, dict), where
         for key, item in value.items():
@@ -87,7 +93,7 @@ def decode(value, kind, types, where="it"):
         assert value in types[kind], f"{where} = {value!r}"
     else:
         for key, inner in types[kind].items():
-            assert key in value, f"{where} has no {key}"
+            assert key in value or inner.endswith("?"), f"{where} has no {key}"
             decode(value[key], inner, types, f"{where}.{key}")
 
 
@@ -115,6 +121,19 @@ def test_the_description_is_decoded(types, beside):
     decode(beside, "Description", types)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", get_args(StateStyle))
+def test_what_stands_beside_a_package_is_decoded(types, synthetic_model, tmp_path, kind):
+    pytest.importorskip("coremltools", reason="needs the extra coreml")
+    target = tmp_path / "X.mlpackage"
+    made = convert_model(synthetic_model("dfn2"), target, Flavour(state=kind), check=False).description
+    values = json.loads(made.read_text(encoding="utf-8"))
+    decode(values, "Description", types)
+    decode(values, "File", decodable(swift("Golden.swift", EXAMPLE / "Tests" / "DFStreamTests")))
+    assert values["state"] == kind
+    assert all((state["output"] is None) == (kind == "coreml") for state in values["states"])
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -122,7 +141,7 @@ def test_the_description_is_decoded(types, beside):
         (["contract", "fft_size"], 960.5),
         (["contract", "deep_filter", "reads"], "other"),
         (["contract", "features", "erb", "power_floor"], None),
-        (["states", 0, "output"], None),
+        (["states", 0, "name"], None),
         (["contract", "window", "values"], ["1"]),
     ],
 )
@@ -156,7 +175,7 @@ def test_numbers_of_the_contract_are_all_used_or_facts(types, beside):
 def test_format_and_kinds_of_states_are_known():
     assert f"static let knownFormat = {FORMAT}\n" in swift("Contract.swift")
     cases = re.findall(r'case "(\w+)":', swift("Package.swift"))
-    assert cases == list(get_args(StateKind))
+    assert cases == list(get_args(StateStyle))
 
 
 def test_tensor_names_are_those_of_the_graph(bundled):

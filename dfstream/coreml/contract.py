@@ -7,7 +7,7 @@ of copying them, and checks itself stage by stage with `golden_vectors`.
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,12 +27,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dfstream.config import ModelConfig
+    from dfstream.coreml.flavour import StateStyle
     from dfstream.model import Model
 
-__all__ = ["FORMAT", "StateKind", "contract", "description", "golden_vectors"]
-
-#: Whether states are inputs and outputs of a package, or live inside it.
-StateKind = Literal["explicit", "coreml"]
+__all__ = ["FORMAT", "contract", "description", "golden_vectors"]
 
 #: Version of the layout of all that is written here.
 FORMAT = 1
@@ -160,8 +158,9 @@ def _deep_filter(c: ModelConfig) -> dict[str, Any]:
 def description(
     config: ModelConfig,
     states: Sequence[Mapping[str, Any]],
+    /,
     *,
-    state: StateKind = "explicit",
+    state: StateStyle = "explicit",
     block_frames: int = 1,
     **facts: Any,
 ) -> dict[str, Any]:
@@ -171,16 +170,17 @@ def description(
     ----------
     config : ModelConfig
     states : sequence of mappings
-        ``name``, ``output`` (of the next value), ``shape``, ``dtype``, ``initial``.
+        ``name``, ``output`` (of the next value; None where states live inside), ``shape``, ``dtype``.
     state : "explicit" or "coreml"
+        Whether states are inputs and outputs, or live inside the package.
     block_frames : int
         Frames of one call.
     **facts
         Whatever else is known of the package.
     """
     return {
-        "format": FORMAT,
         **facts,
+        "format": FORMAT,
         "state": state,
         "block_frames": block_frames,
         "states": [dict(entry) for entry in states],

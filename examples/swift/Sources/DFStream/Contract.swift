@@ -11,7 +11,8 @@ public struct Description: Decodable, Sendable {
 
     public struct State: Decodable, Sendable {
         public let name: String
-        public let output: String
+        /// What the next value is called; nil where states live inside the package.
+        public let output: String?
     }
 
     /// The layout of `X.json` that this code was written for.

@@ -13,20 +13,23 @@ final class ExplicitNetwork: Network {
     }
 
     private let model: MLModel
-    private let states: [Description.State]
+    /// Names of the outputs that carry next values, by name of the state.
+    private let outputs: [String: String]
     private var tensors: Tensors
     private let turns: [Turn]
     private var current = 0
 
     init(_ model: MLModel, _ tensors: Tensors, _ states: [Description.State]) throws {
-        (self.model, self.tensors, self.states) = (model, tensors, states)
+        (self.model, self.tensors) = (model, tensors)
+        let outputs = Dictionary(uniqueKeysWithValues: states.map { ($0.name, $0.output ?? "") })
+        self.outputs = outputs
         let sets = try (0..<2).map { _ in
-            try Dictionary(uniqueKeysWithValues: states.map { ($0.name, try model.input($0.name)) })
+            try Dictionary(uniqueKeysWithValues: outputs.keys.map { ($0, try model.input($0)) })
         }
-        for state in states {
-            let given = model.modelDescription.outputDescriptionsByName[state.output]
-            guard given?.multiArrayConstraint?.dataType == sets[0][state.name]!.dataType else {
-                throw DFStreamError.unsupported("\(state.output) cannot be given back as \(state.name)")
+        for (name, output) in outputs {
+            let given = model.modelDescription.outputDescriptionsByName[output]
+            guard given?.multiArrayConstraint?.dataType == sets[0][name]!.dataType else {
+                throw DFStreamError.unsupported("\(output) cannot be given back as \(name)")
             }
         }
         turns = try [(sets[0], sets[1]), (sets[1], sets[0])].map { now, next in
@@ -34,7 +37,7 @@ final class ExplicitNetwork: Network {
             let turn = Turn(
                 input: try MLDictionaryFeatureProvider(arrays: inputs), states: now, next: next)
             turn.options.outputBackings = Dictionary(
-                uniqueKeysWithValues: states.map { ($0.output, next[$0.name]!) })
+                uniqueKeysWithValues: outputs.map { name, output in (output, next[name]!) })
             return turn
         }
     }
@@ -45,8 +48,8 @@ final class ExplicitNetwork: Network {
             let turn = turns[current]
             try tensors.write(features)
             let output = try model.prediction(from: turn.input, options: turn.options)
-            for state in states {
-                let (given, kept) = (try output.array(state.output), turn.next[state.name]!)
+            for (name, next) in outputs {
+                let (given, kept) = (try output.array(next), turn.next[name]!)
                 // Core ML may, but need not, write to the arrays it is offered
                 if given !== kept { try kept.write(given.elements()) }
             }

@@ -46,7 +46,7 @@ struct Demo {
     /// One channel, aligned with its input.
     private func enhance(_ package: Package, _ samples: [Float]) throws -> [Float] {
         let enhancer = try package.makeEnhancer()
-        enhancer.settings = Settings(
+        enhancer.settings = Enhancer.Settings(
             attenuationLimit: options.attenuationLimit, postFilter: options.postFilter)
         let enhanced = try enhancer.process(samples) + enhancer.flush()
         return Array(enhanced.dropFirst(enhancer.delaySamples))
