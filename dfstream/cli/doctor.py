@@ -74,7 +74,7 @@ def findings_lines(findings: list[dict[str, Any]]) -> Iterator[str]:
     for finding in findings:
         yield f"  {finding['level']}, {finding['section']}: {finding['what']}"
         if finding["advice"]:
-            yield f"    do: {finding['advice']}"
+            yield f"    hint: {finding['advice']}"
 
 
 # -- sections --------------------------------------------------------------------------------------
