@@ -112,7 +112,7 @@ def test_quick_loads_backends_where_nothing_is_left_to_compile():
     "error",
     [
         RuntimeError("first\nsecond"),
-        ImportError("no module"),
+        ImportError("no module", name="numba.core"),
         OSError(5, "broken"),
         ModelError("no", hint="h"),
     ],
@@ -134,6 +134,8 @@ def test_a_probe_that_fails_is_a_finding_and_the_others_go_on(section, error, mo
     assert finding.level == ("problem" if section in NEEDED else "warning")
     if isinstance(error, DfstreamError):
         assert (finding.what, finding.advice) == ("no", "h")
+    if isinstance(error, ImportError):
+        assert finding.advice == "pip install --force-reinstall numba"
 
 
 def test_the_first_that_decides_gives_the_exit_code():
@@ -569,7 +571,7 @@ def test_what_to_do_stands_below_what_is_wrong(capsys, unavailable):
     out = capsys.readouterr().out
     assert (
         "findings\n  problem, backends: no backend runs bundled: ort-cpu: not on this machine\n"
-        "    do: buy another\n"
+        "    hint: buy another\n"
     ) in out
     assert "no: numba: not on this machine (buy another)" in out
 
