@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from dfstream.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["replacing", "write_all"]
+__all__ = ["replacing", "replacing_folder", "write_all"]
 
 
 @contextlib.contextmanager
@@ -42,6 +43,36 @@ def replacing(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Give a path of the target's name in a temporary folder beside it; a folder made there takes its place.
+
+    On any failure, interruption included, the temporary folder goes and the target stays as it was.
+
+    Raises
+    ------
+    UsageError
+        The target's folder does not exist or cannot be written, or nothing may take the target's place.
+    """
+    try:
+        holder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror}") from error
+    try:
+        made, old = holder / target.name, holder / "old"
+        yield made
+        try:
+            if target.exists():
+                target.rename(old)
+            made.rename(target)
+        except OSError as error:
+            if old.exists():
+                old.rename(target)
+            raise UsageError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
 
 
 def write_all(folder: Path, files: dict[str, bytes]) -> None:

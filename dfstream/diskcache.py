@@ -1,4 +1,4 @@
-"""What dfstream works out once and keeps on disk: compiled kernels, patched graphs.
+"""What dfstream works out once and keeps on disk: compiled kernels, patched graphs, Core ML packages.
 
 Everything here may vanish, be damaged or be unwritable at any time: then it is worked out again, without
 a word. A file begins with the SHA-256 of its key and its contents, so that a torn, flipped or misplaced
@@ -41,7 +41,7 @@ __all__ = [
 CACHE_VARIABLE = "DFSTREAM_CACHE"
 
 #: Folders of the cache that hold what can be worked out again.
-KINDS = ("kernels", "graphs")
+KINDS = ("kernels", "graphs", "coreml")
 
 #: Unused for this long, or the oldest beyond so many bytes of a kind: removed when something is added.
 _KEPT_S = 90 * 24 * 3600

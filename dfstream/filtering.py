@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from dfstream.config import ModelConfig
 
-__all__ = ["SpectralFilter", "attenuation_gain", "mask_post_filter"]
+__all__ = ["NO_LIMIT_DB", "SpectralFilter", "attenuation_gain", "mask_post_filter"]
 
 #: From this attenuation on, a limit is none (libDF ``tract.rs: set_atten_lim``).
-_NO_LIMIT_DB = 100.0
+NO_LIMIT_DB = 100.0
 
 #: As plain numbers, for kernels.
 _MUTED, _PASSED, _MASKED, _FULL = map(int, Stage)
@@ -39,7 +39,7 @@ def attenuation_gain(limit_db: float | None) -> float:
     float
         ``10^(-dB / 20)``, 0 for no limit, 1 at 0 dB: the delayed noisy signal.
     """
-    if limit_db is None or abs(limit_db) >= _NO_LIMIT_DB:
+    if limit_db is None or abs(limit_db) >= NO_LIMIT_DB:
         return 0.0
     return float(np.float32(10.0) ** np.float32(-abs(limit_db) / 20.0))
 

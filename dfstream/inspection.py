@@ -13,8 +13,9 @@ from dfstream.modes.base import find_mode, mode_names
 
 if TYPE_CHECKING:
     from dfstream.model import Model
+    from dfstream.patches.recipe import Recipe
 
-__all__ = ["inspect_model", "measure_precisions"]
+__all__ = ["coreml_partitions", "inspect_model", "measure_precisions"]
 
 
 def inspect_model(model: Model) -> dict[str, Any]:
@@ -63,6 +64,47 @@ def measure_precisions(model: Model) -> list[dict[str, Any]]:
                 figures = {"reason": str(error)}
             found.append({"backend": name, "precision": precision, **figures})
     return found
+
+
+def coreml_partitions(model: Model) -> list[dict[str, Any]]:
+    """Work out what ONNX Runtime's Core ML execution provider would take of a model's graphs, on any system.
+
+    Returns
+    -------
+    list of dict
+        For every graph of the export, the incremental and the canonical one (of a model without its export,
+        those at hand) and both formats: ``graph``, ``format``, ``nodes``, ``taken``, ``partitions``, their
+        ``sizes``, how many of them are ``trivial``, and ``refused``, names of nodes by operator and reason;
+        see `dfstream.coreml.partitions`. Or ``graph`` and the ``reason`` why there is no such graph.
+    """
+    from dfstream.coreml.ep_rules import FORMATS
+    from dfstream.coreml.partitions import partition, simplified
+    from dfstream.patching import canonical_recipe
+
+    at_hand = model.source_graphs() if model.is_export else model.files_at_hand()
+    graphs: dict[str, Recipe | None] = dict.fromkeys(at_hand)
+    for recipe in (find_mode("incremental").recipe(), canonical_recipe()) if model.is_export else ():
+        graphs[recipe.stems[0]] = recipe
+    rows: list[dict[str, Any]] = []
+    for stem, made_by in graphs.items():
+        try:
+            simple = simplified(at_hand[stem] if made_by is None else model.graphs(made_by)[stem])
+        except (BackendError, ModelError) as error:
+            rows.append({"graph": stem, "reason": str(error)})
+            continue
+        for model_format in FORMATS:
+            found = partition(simple, model_format)
+            rows.append({
+                "graph": stem,
+                "format": model_format,
+                "nodes": found.nodes,
+                "taken": found.taken,
+                "partitions": found.count,
+                "sizes": list(found.sizes),
+                "trivial": found.trivial,
+                "refused": {key: list(names) for key, names in found.refused.items()},
+            })  # fmt: skip
+    return rows
 
 
 def _compare(model: Model, backend: str, *precisions: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ __all__ = [
     "EXPORTS",
     "FEATURES",
     "LINKS",
+    "MASK",
     "RESULTS",
     "batch_axis",
     "is_gru_state",
@@ -33,6 +34,9 @@ LINKS = ("e0", "e1", "e2", "e3", "emb", "c0")
 
 #: ``lsnr`` [B, T, 1] in dB, ``m`` [B, 1, T, bands], ``coefs`` [B, T, df bins, 2 * taps].
 RESULTS = ("lsnr", "m", "coefs")
+
+#: What the canonical graph, whose tensors accelerators show to people, calls ``m``.
+MASK = "mask"
 
 
 def is_gru_state(name: str) -> bool:

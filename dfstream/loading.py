@@ -48,6 +48,8 @@ def _exists(path: Path) -> bool:
 
 
 def _read(name: str, path: Path) -> Model:
+    if path.suffix == ".mlpackage":
+        return _read_package(name.removesuffix(".mlpackage"), path)
     if path.is_dir():
         files = reading.read_folder(path)
     elif reading.is_archive(path):
@@ -60,6 +62,19 @@ def _read(name: str, path: Path) -> Model:
             f"{path}: holds no ONNX graph", hint=f"an export has {', '.join(f'{e}.onnx' for e in EXPORTS)}"
         )
     return _assemble(name, path, files, config_ini)
+
+
+def _read_package(name: str, path: Path) -> Model:
+    from dfstream.coreml.metadata import PackageFacts
+    from dfstream.coreml.package import read_package
+
+    package = read_package(path)
+    facts = PackageFacts.from_properties(package.metadata, str(path))
+    facts.check(package)
+    nothing: MappingProxyType[str, bytes] = MappingProxyType({})
+    return Model(
+        name, facts.config, facts.source_sha256, str(path), nothing, nothing, None, None, package=package
+    )
 
 
 def _assemble(name: str, path: Path, files: Mapping[str, bytes], config_ini: bytes | None) -> Model:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from dfstream.backends.base import Backend, Session
     from dfstream.config import ModelConfig
+    from dfstream.coreml.package import Package
     from dfstream.patches.facts import Facts
     from dfstream.patches.recipe import Patched, Recipe
 
@@ -46,6 +47,8 @@ class Model:
         Digest of the export: of the lines ``<sha256>  <file name>`` of its files, sorted by name.
     origin : str
         Where it was read from.
+    package : Package or None
+        The Core ML package that it is.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Model:
     _patched: Mapping[str, bytes] = dataclasses.field(repr=False)
     _window: int | None = dataclasses.field(repr=False)
     _config_ini: bytes | None = dataclasses.field(repr=False)
+    package: Package | None = dataclasses.field(default=None, repr=False)
     _graphs: dict[str, Mapping[str, bytes]] = dataclasses.field(default_factory=dict, repr=False)
     _sessions: dict[Any, Mapping[str, Session]] = dataclasses.field(default_factory=dict, repr=False)
     _lock: threading.RLock = dataclasses.field(default_factory=threading.RLock, repr=False)
@@ -69,7 +73,8 @@ class Model:
         source : Model, str, Path or None
             A name (``dfstream models`` lists them; None is the bundled one); a folder with ``enc.onnx``,
             ``erb_dec.onnx``, ``df_dec.onnx`` and ``config.ini``; an official ``*.tar.gz`` of these; a
-            merged ``combined.onnx``; or a graph that ``dfstream patch`` wrote. Beside a merged graph a
+            merged ``combined.onnx``; a graph that ``dfstream patch`` wrote; or a Core ML package that
+            ``dfstream convert`` wrote. Beside a merged graph a
             ``config.ini`` is read; without one its numbers are taken from the graph's shapes, and the
             rest are those of the official models: 48 kHz, FFT 960, hop 480, two frames of lookahead,
             norm decay 0.99, two bins per band at least. A model is returned as it is. A name wins over a
@@ -171,6 +176,12 @@ class Model:
         UnsupportedGraph
             As `graphs`.
         """
+        if self.package is not None:
+            raise UnsupportedGraph(
+                f"{self.origin} is a Core ML package: it runs in the mode incremental, on mlpackage and "
+                "mlpackage-reference",
+                hint="load the original export: every mode can be made from it",
+            )
         if not self._sources:
             have = ", ".join(sorted(self._patched))
             raise UnsupportedGraph(

@@ -29,7 +29,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from dfstream.errors import UnsupportedGraph
-from dfstream.interface import FEATURES, state_output
+from dfstream.interface import FEATURES, MASK, state_output
 
 from .canonical_conv import TimeConv, fold_pointwise, polyphase
 from .graph import constant_value, consumers, export_graph, static_shapes, time_pad
@@ -71,7 +71,7 @@ class Lowering:
     """
 
     #: Public names of the results, in the order of `dfstream.interface.RESULTS`.
-    results = ("lsnr", "mask", "coefs")
+    results = ("lsnr", MASK, "coefs")
 
     def __init__(self, graph: gs.Graph) -> None:
         self.source = graph.copy().toposort()

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from dfstream.errors import UnsupportedGraph
-from dfstream.interface import FEATURES, LINKS, RESULTS, batch_axis
+from dfstream.interface import FEATURES, LINKS, MASK, RESULTS, batch_axis
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,6 +36,7 @@ __all__ = [
     "time_kernel",
     "time_pad",
     "variable",
+    "with_sizes",
 ]
 
 # its warnings about strange graphs go to stdout, where a program's results go
@@ -179,11 +180,12 @@ def sections(graph: gs.Graph) -> dict[str, set[int]]:
 
     By structure: the encoder is what the LSNR depends on, a decoder what its own result needs besides.
     """
-    results = {t.name: t for t in graph.outputs if t.name in RESULTS}
+    results = {t.name: t for t in graph.outputs if t.name in (*RESULTS, MASK)}
     encoder = ancestors(results["lsnr"]) if "lsnr" in results else set()
-    found = {"enc": encoder}
-    for section, result in (("erb", "m"), ("df", "coefs")):
-        found[section] = ancestors(results[result]) - encoder if result in results else set()
+    found = {"enc": encoder, "erb": set[int](), "df": set[int]()}
+    for result, section in (("m", "erb"), (MASK, "erb"), ("coefs", "df")):
+        if result in results:
+            found[section] = ancestors(results[result]) - encoder
     return found
 
 
@@ -236,14 +238,8 @@ def time_kernel(node: gs.Node) -> int:
     return int(weight.shape[2])
 
 
-def static_shapes(data: bytes, batch: int = 1, frames: int = 1) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of a graph for a given batch and number of frames.
-
-    Raises
-    ------
-    UnsupportedGraph
-        The shapes cannot be worked out.
-    """
+def with_sizes(data: bytes, batch: int = 1, frames: int = 1) -> onnx.ModelProto:
+    """Return a graph whose inputs are declared with a given batch and number of frames."""
     model = onnx.load_model_from_string(data)
     del model.graph.value_info[:]
     for value in model.graph.input:
@@ -253,6 +249,18 @@ def static_shapes(data: bytes, batch: int = 1, frames: int = 1) -> dict[str, tup
             dims[TIME if len(dims) == 4 else 1].dim_value = frames
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
+    return model
+
+
+def static_shapes(data: bytes, batch: int = 1, frames: int = 1) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors of a graph for a given batch and number of frames.
+
+    Raises
+    ------
+    UnsupportedGraph
+        The shapes cannot be worked out.
+    """
+    model = with_sizes(data, batch, frames)
     try:
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:

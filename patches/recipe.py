@@ -10,7 +10,7 @@ from dfstream.errors import ModelError, UnsupportedGraph
 from dfstream.interface import state_inputs, state_output
 
 from .fold import fold_constants
-from .graph import export_graph, sections
+from .graph import constant_value, export_graph, sections
 from .last_frame import window_frames
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dfstream.config import ModelConfig
 
-__all__ = ["Metadata", "Patched", "Recipe", "parse_metadata", "read_metadata"]
+__all__ = ["Metadata", "Part", "Patched", "Recipe", "parse_metadata", "read_metadata"]
 
 _PREFIX = "dfstream."
 _FORMAT = "1"
@@ -119,6 +119,23 @@ def _exact_window(merged: gs.Graph) -> int | None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Channels of a state that belong to one part of the network.
+
+    Attributes
+    ----------
+    section : str
+        ``enc``, ``erb`` or ``df``.
+    start, size : int
+        First channel, and how many.
+    """
+
+    section: str
+    start: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Metadata:
     """What dfstream wrote into a graph it patched.
 
@@ -136,6 +153,8 @@ class Metadata:
         Feature frames that make one frame exact, None where no window does.
     sections : mapping of str to str
         Which part of the network (``enc``, ``erb``, ``df``) each state belongs to.
+    parts : mapping of str to tuple of Part
+        The parts of states that hold several, in order.
     """
 
     recipe: str
@@ -145,6 +164,7 @@ class Metadata:
     config: dict[str, Any]
     window_frames: int | None
     sections: Mapping[str, str]
+    parts: Mapping[str, tuple[Part, ...]]
 
 
 def read_metadata(model: onnx.ModelProto, name: str) -> Metadata | None:
@@ -170,6 +190,7 @@ def parse_metadata(properties: Mapping[str, str], name: str) -> Metadata | None:
         )
     try:
         window = values.get("window_frames")
+        states = json.loads(values["states"])
         return Metadata(
             recipe=values["recipe"],
             stem=values["graph"],
@@ -177,7 +198,12 @@ def parse_metadata(properties: Mapping[str, str], name: str) -> Metadata | None:
             patches=tuple(json.loads(values["patches"])),
             config=json.loads(values["config"]),
             window_frames=None if window is None else _window(window),
-            sections={state["name"]: state["section"] for state in json.loads(values["states"])},
+            sections={state["name"]: state["section"] for state in states},
+            parts={
+                state["name"]: tuple(Part(**part) for part in state["parts"])
+                for state in states
+                if "parts" in state
+            },
         )
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{name}: its dfstream metadata is damaged ({error})") from error
@@ -187,6 +213,24 @@ def _section(graph: gs.Graph, state: gs.Variable) -> str:
     """Tell which part of the network reads a state; in a part by itself, the encoder's stands for all."""
     readers = {id(node) for node in state.outputs}
     return next((name for name, members in sections(graph).items() if members & readers), "enc")
+
+
+def _parts(graph: gs.Graph, state: gs.Variable) -> dict[str, Any]:
+    """Return which channels of a state belong where, nothing where all belong together."""
+    slices = [node for node in state.outputs if node.op == "Slice"]
+    if len(slices) < 2:
+        return {}
+    members = sections(graph)
+    parts = []
+    for node in slices:
+        start, end, *_ = (constant_value(t) for t in node.inputs[1:])
+        owner = next((name for name, nodes in members.items() if id(node) in nodes), "enc")
+        if start is None or end is None:
+            return {}
+        parts.append(Part(owner, int(start[0]), int(end[0] - start[0])))
+    parts.sort(key=lambda part: part.start)
+    whole = len({part.section for part in parts}) == 1
+    return {} if whole else {"parts": [dataclasses.asdict(part) for part in parts]}
 
 
 def _window(text: str) -> int:
@@ -204,6 +248,7 @@ def _metadata(stem: str, graph: gs.Graph, common: dict[str, str]) -> dict[str, s
             "shape": list(inputs[name].shape),
             "initial": 0,
             "section": _section(graph, inputs[name]),
+            **_parts(graph, inputs[name]),
         }
         for name in state_inputs(inputs, [t.name for t in graph.outputs])
     ]

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import click
 
 from dfstream.cli._options import json_option, print_json
+from dfstream.errors import one_line
 
 
 @click.command(short_help="Show what a model is and which modes it allows.")
 @click.argument("model", default="bundled")
 @click.option("--precision", is_flag=True, help="Also measure what reduced precision does to the sound.")
+@click.option("--coreml", is_flag=True, help="Also show what Core ML would take in ONNX Runtime.")
 @json_option
-def command(model: str, precision: bool, as_json: bool) -> None:
+def command(model: str, precision: bool, coreml: bool, as_json: bool) -> None:
     """Show variant, delay, size, inputs, states and possible modes of MODEL (default: the bundled one)."""
-    from dfstream.inspection import inspect_model, measure_precisions
+    from dfstream.inspection import coreml_partitions, inspect_model, measure_precisions
     from dfstream.model import Model
 
     loaded = Model.load(model)
     facts = inspect_model(loaded)
     if precision:
         facts["precisions"] = measure_precisions(loaded)
+    if coreml:
+        facts["coreml"] = coreml_partitions(loaded)
     if as_json:
         print_json(facts)
     else:
@@ -39,7 +44,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"{delay['lookahead_frames']} frames of lookahead",
     ]
     lines += [*_network(facts["network"]), *_graphs(facts["graphs"]), *_modes(facts["modes"])]
-    return [*lines, *_precisions(facts["precisions"])] if "precisions" in facts else lines
+    lines += _precisions(facts["precisions"]) if "precisions" in facts else []
+    lines += _coreml(facts["coreml"]) if "coreml" in facts else []
+    return lines
 
 
 def _network(network: dict[str, Any] | None) -> list[str]:
@@ -96,3 +103,36 @@ def _precisions(measured: list[dict[str, Any]]) -> list[str]:
             change = row["lsnr_change_db"]
             lines.append(f"{name}: {row['snr_db']:.1f} dB; LSNR changes by {change:.3f} dB at most")
     return lines
+
+
+#: Nodes of one reason that are named one by one.
+_FEW = 3
+
+
+def _coreml(rows: list[dict[str, Any]]) -> list[str]:
+    width = max(len(row["graph"]) for row in rows) + len(".onnx")
+    lines = [
+        "Core ML in ONNX Runtime, one frame a call:",
+        f"  {'graph':{width}}  {'format':13}  nodes  taken  partitions",
+    ]
+    for row in rows:
+        name = f"  {row['graph'] + '.onnx':{width}}"
+        if "reason" in row:
+            lines.append(f"{name}  {row['reason']}")
+            continue
+        trivial = f" ({row['trivial']} trivial)" if row["trivial"] else ""
+        numbers = f"{row['nodes']:5}  {row['taken']:5}  {row['partitions']:10}"
+        lines.append(f"{name}  {row['format']:13}  {numbers}{trivial}")
+    if any(row.get("trivial") for row in rows):
+        lines.append("  a trivial partition only reshapes data: recent versions leave it to the CPU")
+    return [*lines, *_refused([row for row in rows if row.get("refused")])]
+
+
+def _refused(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["left to the CPU:"] if rows else []
+    for (graph, refused), same in itertools.groupby(rows, lambda row: (row["graph"], row["refused"])):
+        lines.append(f"  {graph}.onnx, {' and '.join(row['format'] for row in same)}:")
+        for reason, names in refused.items():
+            few = f": {', '.join(names)}" if len(names) <= _FEW else ""
+            lines.append(f"    {reason}, {len(names)} node{'s' if len(names) > 1 else ''}{few}")
+    return [one_line(line) for line in lines]

@@ -12,13 +12,13 @@ from dfstream.errors import ModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["apply_band_gains", "band_mean_power_db", "erb_widths"]
+__all__ = ["POWER_FLOOR", "apply_band_gains", "band_mean_power_db", "erb_widths"]
 
 #: Glasberg and Moore's scale as libDF writes it: 24.7 Hz is the bandwidth at 0 Hz, 9.265 the Q factor.
 _MIN_BANDWIDTH_HZ, _Q = np.float32(24.7), np.float32(9.265)
 
 #: Power of digital silence, so that its level is a number.
-_POWER_FLOOR = np.float32(1e-10)
+POWER_FLOOR = np.float32(1e-10)
 
 
 def erb_widths(sample_rate: int, fft_size: int, nb_erb: int, min_nb_erb_freqs: int) -> NDArray[np.intp]:
@@ -101,7 +101,7 @@ def band_mean_power_db(
                     x = frame[k]
                     power += (x.real * x.real + x.imag * x.imag) * share
                     k += 1
-                levels[band] = np.float32(10) * np.log10(power + _POWER_FLOOR)
+                levels[band] = np.float32(10) * np.log10(power + POWER_FLOOR)
 
 
 @jit(reads(complex64, 3), intp, reads(float32, 3), reads(intp, 1), writes(complex64, 3))

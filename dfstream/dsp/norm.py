@@ -12,16 +12,23 @@ from dfstream.dsp._jit import complex64, float32, intp, jit, reads, writes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["initial_erb_norm", "initial_unit_norm", "mean_norm", "unit_norm"]
+__all__ = [
+    "LEAST_MEAN",
+    "LEVEL_RANGE_DB",
+    "initial_erb_norm",
+    "initial_unit_norm",
+    "mean_norm",
+    "unit_norm",
+]
 
 #: Range of the band levels in training, to which libDF scales (``lib.rs: band_mean_norm_erb``).
-_LEVEL_RANGE_DB = np.float32(40)
+LEVEL_RANGE_DB = np.float32(40)
 
 #: Least mean magnitude of a bin. In digital silence the mean decays for ever: after 78 s at 10 ms hops it
 #: would be a float32 denormal (slow), or zero where the CPU flushes those, and 0 / sqrt(0) is NaN, which the
 #: recurrent network never forgets. This value is reached after more than half a minute and is far below any
 #: sound: one least significant bit of 24-bit audio is about 1e-7.
-_LEAST_MEAN = np.float32(1e-20)
+LEAST_MEAN = np.float32(1e-20)
 
 
 def initial_erb_norm(nb_erb: int) -> NDArray[np.float32]:
@@ -82,7 +89,7 @@ def mean_norm(
                 level = band_db[row, t, band]
                 mean = level * (np.float32(1) - alpha) + means[band] * alpha
                 means[band] = mean
-                out[row, t, band] = (level - mean) / _LEVEL_RANGE_DB
+                out[row, t, band] = (level - mean) / LEVEL_RANGE_DB
 
 
 @jit(reads(complex64, 3), reads(intp, 1), float32, writes(float32, 2), writes(float32, 4))
@@ -117,8 +124,8 @@ def unit_norm(
             for k in range(means.size):
                 x = spec[row, t, k]
                 mean = abs(x) * (np.float32(1) - alpha) + means[k] * alpha
-                if mean < _LEAST_MEAN:
-                    mean = _LEAST_MEAN
+                if mean < LEAST_MEAN:
+                    mean = LEAST_MEAN
                 means[k] = mean
                 root = math.sqrt(mean)
                 out[row, 0, t, k] = x.real / root

@@ -12,9 +12,9 @@ from dfstream.dsp._jit import complex64, float32, int8, intp, jit, reads, writes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["limit_attenuation", "post_filter"]
+__all__ = ["LEAST_GAIN", "limit_attenuation", "post_filter"]
 
-_LEAST_GAIN = np.float32(1e-12)
+LEAST_GAIN = np.float32(1e-12)
 _HALF_PI = np.float32(np.pi / 2)
 
 
@@ -59,8 +59,8 @@ def post_filter(
             if stages[row, t] < least:
                 continue
             for k in range(count[row]):
-                gain = abs(enhanced[row, t, k]) / (abs(history[row, first + t, k]) + _LEAST_GAIN)
-                sine = math.sin(_HALF_PI * max(min(gain, one), _LEAST_GAIN))
+                gain = abs(enhanced[row, t, k]) / (abs(history[row, first + t, k]) + LEAST_GAIN)
+                sine = math.sin(_HALF_PI * max(min(gain, one), LEAST_GAIN))
                 enhanced[row, t, k] *= (one + beta[row]) / (one + beta[row] / (sine * sine))
 
 

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Doubles = NDArray[np.float64]
 
-__all__ = ["Analysis", "Synthesis", "vorbis_window"]
+__all__ = ["Analysis", "Synthesis", "analysis_scale", "vorbis_window"]
+
+
+def analysis_scale(fft_size: int, hop_size: int) -> float:
+    """Return what libDF multiplies spectra by, ``2 hop / fft^2``; nothing is left for the way back.
+
+    Parameters
+    ----------
+    fft_size, hop_size : int, samples
+    """
+    return 2 * hop_size / fft_size**2
 
 
 def vorbis_window(fft_size: int) -> NDArray[np.float32]:
@@ -64,8 +74,9 @@ class Analysis:
         check_sizes(max_frames, lanes)
         self._fft_size, self._hop_size, self._max_frames = fft_size, hop_size, max_frames
         self._all = LaneSet(lanes)
-        # libDF scales by 2H/N^2 after the transform: here the window does
-        self._window = (vorbis_window(fft_size) * np.float64(2 * hop_size / fft_size**2)).astype(np.float32)
+        # libDF scales after the transform: here the window does
+        scale = np.float64(analysis_scale(fft_size, hop_size))
+        self._window = (vorbis_window(fft_size) * scale).astype(np.float32)
         self._memory = np.zeros((lanes, fft_size - hop_size), np.float32)
         self._spec = Scratch(lanes * max_frames * (fft_size // 2 + 1), np.complex64)
         t = Transform.of_size(fft_size)
