@@ -101,10 +101,13 @@ def test_quick_compiles_nothing_and_tests_nothing(tmp_path):
     assert (finding["level"], finding["advice"]) == ("note", "dfstream warm")
 
 
-def test_quick_loads_backends_where_nothing_is_left_to_compile():
-    warm_kernels(kernel_modules())
-    assert kept_kernels().complete
-    assert examine(quick=True).sections["backends"]["loaded"] is True
+def test_quick_loads_no_graph(monkeypatch, bundled):
+    def refuse(*_args, **_options):
+        raise AssertionError("a graph was loaded")
+
+    monkeypatch.setattr(type(bundled), "open", refuse)
+    assert examine(quick=True).sections["backends"]["auto"] == "numba"
+    assert "AssertionError" in examine().sections["backends"]["error"]
 
 
 @pytest.mark.parametrize("section", PROBES)

@@ -73,7 +73,7 @@ class Examination:
     model_name : str
         A name or path as `Model.load` takes it.
     quick : bool
-        Compile nothing and leave the self-test out.
+        Load no graph, compile nothing, and leave the self-test out.
     sections : dict
         Plain values by section; those of a probe that failed are ``{"error": reason}``.
     findings : list of Finding
@@ -126,7 +126,7 @@ def examine(
     model : str
         A name or path as `Model.load` takes it.
     quick : bool
-        Compile nothing and leave the self-test out.
+        Load no graph, compile nothing, and leave the self-test out.
     progress : callable
         Told the name of each section as it begins.
     """

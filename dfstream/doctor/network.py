@@ -51,19 +51,17 @@ def backends(case: Examination) -> dict[str, Any]:
         return {"skipped": "no model"}
     from dfstream.backends.base import survey
     from dfstream.modes.base import find_mode
-    from dfstream.warming import kept_kernels
 
-    loading = not case.quick or kept_kernels().complete
     recipe = find_mode(_MODE).recipe()
     found: list[Candidate] = []
-    for candidate in survey(case.model, recipe, single_frame=True, load=loading):
+    for candidate in survey(case.model, recipe, single_frame=True, load=not case.quick):
         found.append(candidate)
         if case.backend is None and candidate.preference >= 0:
             case.backend = candidate.backend
     _judge(case, found)
     return {
         "mode": _MODE,
-        "loaded": loading,
+        "loaded": not case.quick,
         "auto": case.backend.name if case.backend else None,
         "tried": [_backend(candidate) for candidate in found],
     }
@@ -116,7 +114,7 @@ def self_test(case: Examination) -> dict[str, Any]:
 
 def _parity(case: Examination, model: Model, backend: Backend) -> dict[str, Any]:
     if not model.is_export:
-        return {"skipped": "only patched graphs are at hand, nothing to compare with"}
+        return {"skipped": "the export is not at hand, nothing to compare with"}
     from dfstream.verify import verify_export
 
     row = verify_export(model, _MODE, backend)
