@@ -63,10 +63,10 @@ def write_package(model: Model, flavour: Flavour, folder: Path) -> PackageFacts:
                 program,
                 convert_to="mlprogram",
                 minimum_deployment_target=getattr(ct.target, flavour.generation.opset),
-                compute_precision=compute_precision(ct, flavour),
+                compute_precision=compute_precision(ct, proto.graph, flavour),
                 skip_model_load=True,
             )
-            package = compress_weights(package, flavour)
+            package = compress_weights(package, proto.graph, flavour)
         except Exception as error:  # its errors share no base class
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BackendError(f"coremltools cannot convert {model.name} ({reason})") from error

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dfstream.coreml.flavour import Flavour
 
-__all__ = ["emit_program", "tensor_shapes"]
+__all__ = ["constant_name", "emit_program", "operation_name", "tensor_shapes"]
 
 #: Names of the results, in the order of a package's outputs.
 _RESULTS = (MASK, "coefs", "lsnr")
@@ -173,7 +173,7 @@ class _Emission:
             last = output in _RESULTS and self.frames == 1 and not self.flavour.half_interface
             state = output in map(state_output, self.states) and t == self.frames - 1
             public = last or (state and self.flavour.state == "explicit" and not self.flavour.half_interface)
-            name = output if public else f"{_plain(node.name or output)}{f'_t{t}' if self.frames > 1 else ''}"
+            name = output if public else f"{operation_name(node)}{f'_t{t}' if self.frames > 1 else ''}"
             if not public and name in (*self.shapes, *_RESULTS):
                 name = f"{name}_value"
             values[output] = emit(operands, attributes, name)
@@ -185,7 +185,7 @@ class _Emission:
         if array.dtype != np.float32:
             return array
         if name not in self.shared:
-            self.shared[name] = self.mb.const(val=array, name=_plain(name))
+            self.shared[name] = self.mb.const(val=array, name=constant_name(name))
         return self.shared[name]
 
     def _rules(self) -> dict[str, Callable[[list[Any], dict[str, Any], str], Any]]:
@@ -227,6 +227,16 @@ class _Emission:
         for axis, start, stop in zip(axes, starts, ends, strict=True):
             begin[axis], end[axis] = int(start), int(stop)
         return self.mb.slice_by_index(x=x, begin=begin, end=end, stride=[1] * len(end), name=name)
+
+
+def operation_name(node: onnx.NodeProto) -> str:
+    """Return the name of the operation of a node; in a block, ``_t<frame>`` follows it."""
+    return _plain(node.name or node.output[0])
+
+
+def constant_name(initializer: str) -> str:
+    """Return the name of the constant of a weight."""
+    return _plain(initializer)
 
 
 def _plain(name: str) -> str:

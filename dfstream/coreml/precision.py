@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dfstream.coreml.emission import constant_name, operation_name, tensor_shapes
+from dfstream.interface import FEATURES
+
 if TYPE_CHECKING:
+    import onnx
+
     from dfstream.coreml.flavour import Flavour
 
 __all__ = ["compress_weights", "compute_precision"]
@@ -15,50 +20,81 @@ __all__ = ["compress_weights", "compute_precision"]
 #: Operations that touch states, by the last part of their names in the canonical graph: a rounding there
 #: stays for seconds. DeepFilterNet2 gains 10 to 16 dB on long streams, DeepFilterNet3 up to 15.
 _STATEFUL = re.compile(
-    r"^(?!n)\w+_out$|(^nh_layer\d+|^nh_next|_(step|moved|h|joined|past\d*|pending|sums|later|now)|_(wide|vector|rows|read))(_t\d+)?$"
+    r"^(?!n)\w+_out$|"
+    r"(^nh_layer\d+|^nh_next|_(step|moved|h|joined|past\d*|pending|sums|later|now)|_(wide|vector|rows|read))$"
 )
 
-#: A convolution behind an operation of this name reads features, now and past: the most sensitive layers
-#: (40 times the error of any other in DeepFilterNet2).
-_FEATURES = re.compile(r"_joined(_t\d+)?$")
+#: What a block adds to the names of a frame's operations.
+_FRAME = re.compile(r"_t\d+$")
 
 #: Smallest matrix worth compressing, elements.
 _MATRIX = 2048
 
+#: What coremltools adds to the name of a constant that it stores in half precision.
+_HALVED = "_to_fp16"
 
-def compute_precision(ct: Any, flavour: Flavour) -> Any:
+
+def compute_precision(ct: Any, graph: onnx.GraphProto, flavour: Flavour) -> Any:
     """Return what decides the arithmetic of each operation, as `coremltools.convert` takes it.
 
     Parameters
     ----------
     ct : module
         coremltools.
+    graph : GraphProto
+        The canonical graph.
     flavour : Flavour
     """
     if flavour.precision == "fp32":
         return ct.precision.FLOAT32
     if flavour.precision == "ane":
         return ct.precision.FLOAT16
-    return ct.transform.FP16ComputePrecision(op_selector=_may_be_half)
+    kept = feature_maps(graph)
+
+    def may_be_half(op: Any) -> bool:
+        name = _FRAME.sub("", op.name)
+        return not (name in kept or _STATEFUL.search(name))
+
+    return ct.transform.FP16ComputePrecision(op_selector=may_be_half)
 
 
-def _may_be_half(op: Any) -> bool:
-    """Whether an operation of a mixed package computes in half precision."""
-    name = op.name
-    if _STATEFUL.search(name):
-        return False
-    return not (op.op_type == "conv" and op.x.op is not None and _FEATURES.search(op.x.op.name))
+def feature_maps(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of the operations on maps that only features go into, now and past.
+
+    They see the whole range of the features, and all else depends on them: half precision there costs
+    DeepFilterNet3 four decibels and DeepFilterNet2 ten, for a hundredth of the weights.
+    """
+    widths = _widths(graph)
+    behind = {*FEATURES, *(name for name in tensor_shapes(graph) if widths[name] > 1)}
+    found = set()
+    for node in graph.node:  # in the order of the signal
+        given = [name for name in node.input if name in widths]
+        if all(name in behind for name in given) and all(widths[name] > 1 for name in given):
+            behind.update(node.output)
+            found.add(operation_name(node))
+    return found
 
 
-def compress_weights(package: Any, flavour: Flavour) -> Any:
-    """Store the recurrent matrices and grouped layers in 8 bits, where the flavour says so.
+def _widths(graph: onnx.GraphProto) -> dict[str, int]:
+    """Return the size of the last axis of every tensor that is no constant; 1 for vectors."""
+    import onnx
 
-    These are 98 % of the bytes. Compressing everything saves one percent more and costs DeepFilterNet2
-    15 dB: its first and last convolutions do not bear it.
+    inferred = onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph)).graph
+    values = [*inferred.input, *inferred.value_info, *inferred.output]
+    return {value.name: value.type.tensor_type.shape.dim[-1].dim_value for value in values}
+
+
+def compress_weights(package: Any, graph: onnx.GraphProto, flavour: Flavour) -> Any:
+    """Store the matrices of both decoders in 8 bits, where the flavour says so.
+
+    These are three quarters of the bytes. The encoder, which both decoders hear, would cost DeepFilterNet3
+    another 5 dB, convolutions on maps DeepFilterNet2 another 15.
 
     Parameters
     ----------
     package : coremltools.models.MLModel
+    graph : GraphProto
+        The canonical graph.
     flavour : Flavour
 
     Returns
@@ -69,28 +105,27 @@ def compress_weights(package: Any, flavour: Flavour) -> Any:
         return package
     import coremltools.optimize.coreml as cto
 
-    names = _matrices(package)
     if flavour.precision == "int8":
-        rows = cto.OpLinearQuantizerConfig(
+        chosen = cto.OpLinearQuantizerConfig(
             mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=_MATRIX
         )
-        config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(names, rows))
-        return cto.linear_quantize_weights(package, config)
-    values = cto.OpPalettizerConfig(mode="kmeans", nbits=8, weight_threshold=_MATRIX)
-    config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(names, values))
-    return cto.palettize_weights(package, config)
+        compress = cto.linear_quantize_weights
+    else:
+        chosen = cto.OpPalettizerConfig(mode="kmeans", nbits=8, weight_threshold=_MATRIX)
+        compress = cto.palettize_weights
+    # in half precision, a constant of another name takes the place of each
+    names = [f"{constant_name(name)}{_HALVED}" for name in decoder_matrices(graph)]
+    return compress(package, cto.OptimizationConfig(op_name_configs=dict.fromkeys(names, chosen)))
 
 
-def _matrices(package: Any) -> list[str]:
-    """Return the names of the weights that act on vectors: of all layers but those on maps."""
-    main = package.get_spec().mlProgram.functions["main"]
-    operations = main.block_specializations[main.opset].operations
-    values = [*main.inputs, *(output for op in operations for output in op.outputs)]
-    shapes = {value.name: [dim.constant.size for dim in value.type.tensorType.dimensions] for value in values}
-    found = set()
-    for op in operations:
-        if op.type == "conv" and shapes[op.inputs["x"].arguments[0].name][2:] == [1, 1]:
-            weight = op.inputs["weight"].arguments[0].name
-            if np.prod(shapes[weight]) >= _MATRIX:
-                found.add(weight)
-    return sorted(found)
+def decoder_matrices(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of the large weights that act on vectors, and that the LSNR does not depend on."""
+    widths = _widths(graph)
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
+    encoder, found = {"lsnr"}, []
+    for node in reversed(graph.node):
+        if encoder.intersection(node.output):
+            encoder.update(node.input)
+        elif node.op_type == "Conv" and widths[node.input[0]] == 1 and sizes[node.input[1]] >= _MATRIX:
+            found.append(node.input[1])
+    return found
