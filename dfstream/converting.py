@@ -136,7 +136,7 @@ def _description(model: Model, facts: PackageFacts, sha256: str, fidelity: Fidel
     from dfstream.coreml.contract import description, golden_vectors
 
     values = facts.to_dict()
-    states = values.pop("states")
+    states, _ = values.pop("states"), values.pop("config")  # the contract has it
     return {
         **description(facts.config, states, **values, package_sha256=sha256),
         "fidelity": None if fidelity is None else dataclasses.asdict(fidelity),

@@ -57,11 +57,6 @@ class KeptKernels:
     kept: tuple[str, ...]
     folder: str | None
 
-    @property
-    def complete(self) -> bool:
-        """Whether none is left to be compiled."""
-        return len(self.kept) == len(self.names)
-
 
 def kept_kernels() -> KeptKernels:
     """Tell which kernels are kept for this machine, without compiling or loading any."""

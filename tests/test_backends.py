@@ -316,6 +316,20 @@ def test_a_candidate_says_why_it_cannot_serve(synthetic_model, unavailable):
     assert (found["numba"].reason, found["numba"].hint) == ("numba: not on this machine", "buy another")
 
 
+def test_a_fault_is_told_by_the_survey_and_not_hidden_by_auto(synthetic_model, monkeypatch):
+    def broken(*_args, **_options):
+        raise MemoryError("too much")
+
+    monkeypatch.setattr(registry.find("backend", "numba"), "choose", broken)
+    model, recipe = synthetic_model("lean"), find_mode("incremental").recipe()
+    found = {c.name: c for c in survey(model, recipe)}
+    assert (found["numba"].refused, found["numba"].hint) == (False, None)
+    assert found["numba"].reason == "numba: MemoryError: too much"
+    assert found["ort-cpu"].usable
+    with pytest.raises(MemoryError, match="too much"):
+        pick_backend(AUTO, model, recipe)
+
+
 def test_options_that_no_backend_takes(synthetic_model):
     found = [*survey(synthetic_model("lean"), find_mode("incremental").recipe(), threads=0)]
     assert len(found) == len(backend_names())

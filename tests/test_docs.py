@@ -66,6 +66,23 @@ def test_options_and_commands_in_the_readme_exist() -> None:
     assert not missing
 
 
+def test_commands_of_the_macos_workflow_exist() -> None:
+    text = _read(".github/workflows/macos.yml").replace("\\\n", " ")
+    used: dict[str, set[str]] = {}
+    for command, rest in re.findall(r"^ *dfstream (\w+)(.*)$", text, re.MULTILINE):
+        used.setdefault(command, set()).update(re.findall(r" (--[a-z][a-z-]+)", rest))
+    assert used.keys() >= {"doctor", "convert", "verify", "run", "bench"}
+    for command, options in used.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "dfstream", command, "--help"], capture_output=True, text=True, check=True
+        )
+        assert not {option for option in options if option not in done.stdout}, command
+    named = {name for name in backend_names() if f"--backend {name}" in text}
+    assert named >= {"ort-cpu", "numba", "mlpackage"}
+    for path in re.findall(r"python (tools/\w+\.py)", text):
+        assert (ROOT / path).exists()
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     for document in ("README.md", "MODES.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", _read(document)):

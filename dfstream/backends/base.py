@@ -13,7 +13,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dfstream import registry
-from dfstream.errors import BackendError, UnsupportedGraph, UsageError
+from dfstream.errors import BackendError, DfstreamError, UnsupportedGraph, UsageError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dfstream.errors import DfstreamError
     from dfstream.model import Model
     from dfstream.patches.recipe import Recipe
 
@@ -200,14 +199,14 @@ class Candidate:
         For this model; see `Backend.preference`.
     backend : Backend or None
         Ready, None where it cannot serve.
-    error : DfstreamError or None
-        Why it cannot.
+    error : Exception or None
+        Why it cannot; `refused` tells whether on purpose.
     """
 
     name: str
     preference: int
     backend: Backend | None = None
-    error: DfstreamError | None = None
+    error: Exception | None = None
 
     @property
     def usable(self) -> bool:
@@ -215,14 +214,21 @@ class Candidate:
         return self.backend is not None
 
     @property
+    def refused(self) -> bool:
+        """Whether it said that it cannot; anything else that was raised is a fault."""
+        return isinstance(self.error, (BackendError, UnsupportedGraph, UsageError))
+
+    @property
     def reason(self) -> str | None:
         """Why it cannot, in one line."""
-        return None if self.error is None else str(self.error)
+        if self.error is None or isinstance(self.error, DfstreamError):
+            return None if self.error is None else str(self.error)
+        return one_line(f"{self.name}: {type(self.error).__name__}: {self.error}")
 
     @property
     def hint(self) -> str | None:
         """What to do about that, in one line, where anything is known."""
-        return None if self.error is None else self.error.hint
+        return self.error.hint if isinstance(self.error, DfstreamError) else None
 
 
 def survey(
@@ -250,7 +256,7 @@ def survey(
                 model.open(backend, recipe, single_frame=single_frame)
             else:
                 backend.choose(model, recipe, single_frame)
-        except (BackendError, UnsupportedGraph, UsageError) as error:
+        except Exception as error:  # a fault of one keeps nobody from trying the others
             yield Candidate(cls.name, preference, error=error)
         else:
             yield Candidate(cls.name, preference, backend)
@@ -285,13 +291,15 @@ def pick_backend(
     if backend != AUTO:
         name, own = split_backend(backend)
         return find_backend(name, **{**options, **own})
-    reason: DfstreamError = BackendError("no backend is made for this model")
+    reason: Exception = BackendError("no backend is made for this model")
     for candidate in survey(model, recipe, single_frame=single_frame, **options):
         if candidate.preference < 0:
             break
         if candidate.backend is not None:
             return candidate.backend
         reason = candidate.error or reason
+        if not candidate.refused:
+            break
     raise reason
 
 

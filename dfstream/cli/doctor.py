@@ -21,7 +21,7 @@ _PIPE_WIDTH = 200
 
 @click.command(short_help="Show what works on this machine, and what to do about the rest.")
 @click.option("-m", "--model", default="bundled", show_default=True)
-@click.option("--quick", is_flag=True, help="Compile nothing and leave the self-test out.")
+@click.option("--quick", is_flag=True, help="Load no graph, compile nothing, and leave the self-test out.")
 @json_option
 @click.pass_context
 def command(ctx: click.Context, model: str, quick: bool, as_json: bool) -> None:
@@ -74,7 +74,7 @@ def findings_lines(findings: list[dict[str, Any]]) -> Iterator[str]:
     for finding in findings:
         yield f"  {finding['level']}, {finding['section']}: {finding['what']}"
         if finding["advice"]:
-            yield f"    do: {finding['advice']}"
+            yield f"    hint: {finding['advice']}"
 
 
 # -- sections --------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def _backends(values: dict[str, Any]) -> Iterator[Row]:
         if not tried["usable"]:
             text = f"no: {tried['reason']}" + (f" ({tried['hint']})" if tried["hint"] else "")
         else:
-            text = "yes" if values["loaded"] else "yes, as far as can be told without compiling"
+            text = "yes" if values["loaded"] else "yes, as far as can be told without loading it"
             text += _choice(tried, values["auto"])
         yield tried["name"], text
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dfstream.config import ModelConfig
+    from dfstream.coreml.flavour import StateStyle
     from dfstream.model import Model
 
 __all__ = ["FORMAT", "contract", "description", "golden_vectors"]
@@ -157,8 +158,9 @@ def _deep_filter(c: ModelConfig) -> dict[str, Any]:
 def description(
     config: ModelConfig,
     states: Sequence[Mapping[str, Any]],
+    /,
     *,
-    state: str = "explicit",
+    state: StateStyle = "explicit",
     block_frames: int = 1,
     **facts: Any,
 ) -> dict[str, Any]:
@@ -168,7 +170,7 @@ def description(
     ----------
     config : ModelConfig
     states : sequence of mappings
-        ``name``, ``output`` (of the next value), ``shape``, ``dtype``, ``initial``.
+        ``name``, ``output`` (of the next value; None where states live inside), ``shape``, ``dtype``.
     state : "explicit" or "coreml"
         Whether states are inputs and outputs, or live inside the package.
     block_frames : int
@@ -177,8 +179,8 @@ def description(
         Whatever else is known of the package.
     """
     return {
-        "format": FORMAT,
         **facts,
+        "format": FORMAT,
         "state": state,
         "block_frames": block_frames,
         "states": [dict(entry) for entry in states],

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,7 @@ def read_package(path: Path) -> Package:
         raise UnsupportedGraph(f"{where}: a model of several functions")
     inputs, outputs, states = (_features(description.messages(field), where) for field in (1, 10, 13))
     if (inputs, outputs, states) != (program.inputs, program.outputs, program.states):
-        model.refuse("its description is not that of its program")
+        raise model.damaged("its description is not that of its program")
     return Package(
         path, model.integer(1), inputs, outputs, states, _metadata(description.message(100)), program,
         _digest({root.name: data, **weights.files}),
@@ -141,12 +142,12 @@ def _read(package: Path, inside: PurePosixPath, limit: int) -> bytes:
         if not path.is_file():
             raise ArchiveError(f"{path}: not there, or not a plain file")
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size  # read() takes as much memory as it is allowed to
+            if size > limit:
+                raise ArchiveError(f"{path}: more than {limit >> 20} MiB")
+            return file.read(size)
     except OSError as error:
         raise ArchiveError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(data) > limit:
-        raise ArchiveError(f"{path}: more than {limit >> 20} MiB")
-    return data
 
 
 class _Weights:

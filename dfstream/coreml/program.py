@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from dfstream.coreml.weights import type_of, unpack
+from dfstream.coreml.values import read_immediate
+from dfstream.coreml.weights import type_of
 from dfstream.errors import ArchiveError, UnsupportedGraph
 
 if TYPE_CHECKING:
@@ -34,9 +33,6 @@ _MAX_RANK = 8
 
 #: Elements of all results and constants together; what a program needs in memory follows from these.
 _MAX_ELEMENTS = 1 << 24
-
-#: How values are written in place, by type: field of the list, in MIL's ``TensorValue``.
-_FLOATS, _INTS, _BOOLS, _STRINGS, _LONG_INTS, _DOUBLES, _BYTES = range(1, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +151,7 @@ class _Reader:
         opset = function.text(2)
         blocks = function.entries(3)
         if opset not in blocks:
-            self._refuse(f"no block for the opset {opset!r}")
+            raise self._damaged(f"no block for the opset {opset!r}")
         inputs, states = self._inputs(function)
         operations = tuple(self._operations(blocks[opset]))
         names = blocks[opset].texts(2)
@@ -163,7 +159,7 @@ class _Reader:
             self._check_defined(name, "the results")
         outputs = {name: self._defined[name] for name in names}
         if not outputs or len(outputs) < len(names) or any(name in states for name in outputs):
-            self._refuse("no results, or one twice, or a state among them")
+            raise self._damaged("no results, or one twice, or a state among them")
         return Program(opset, inputs, states, outputs, self._constants, operations)
 
     def _inputs(self, function: Message) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -180,7 +176,7 @@ class _Reader:
     def _operations(self, block: Message) -> Iterator[Operation]:
         found = block.messages(3)
         if len(found) > _MAX_OPERATIONS:
-            self._refuse(f"{len(found)} operations, limit {_MAX_OPERATIONS}")
+            raise self._damaged(f"{len(found)} operations, limit {_MAX_OPERATIONS}")
         for message in found:
             operation = self._operation(message)
             if operation is not None:
@@ -197,10 +193,10 @@ class _Reader:
         attributes.pop("name", None)
         if kind == "const":
             if len(outputs) != 1 or list(attributes) != ["val"]:
-                self._refuse(f"const {name!r} has not one value")
+                raise self._damaged(f"const {name!r} has not one value")
             declared, _ = self._tensor(outputs[0][1], name)
             if self._constant(name, attributes["val"]) != declared:
-                self._refuse(f"const {name!r} is not of its own type and shape")
+                raise self._damaged(f"const {name!r} is not of its own type and shape")
             return None
         arguments = {
             key: tuple(
@@ -211,14 +207,14 @@ class _Reader:
         }
         for key, value in attributes.items():
             if key in arguments:
-                self._refuse(f"{kind} {name!r} has {key} twice")
+                raise self._damaged(f"{kind} {name!r} has {key} twice")
             self._constant(f"{name}.{key}", value)
             arguments[key] = (f"{name}.{key}",)
         made = {output: self._tensor(declared, output)[0] for output, declared in outputs}
         for output, declared in made.items():
             self._define(output, declared)
         if len(made) < len(outputs):
-            self._refuse(f"{kind} {name!r} has two results of one name")
+            raise self._damaged(f"{kind} {name!r} has two results of one name")
         return Operation(kind, name, arguments, made)
 
     def _binding(self, binding: Message, name: str) -> str:
@@ -242,31 +238,12 @@ class _Reader:
             immediate = value.message(3)
             if immediate.which(1, 2, 3, 4) != 1:
                 raise UnsupportedGraph(f"{self._where}: {name!r} is not a tensor")
-            values = self._immediate(immediate.message(1), kind, tensor.shape)
+            values = read_immediate(immediate.message(1), kind, tensor.shape)
         if values is None:
-            self._refuse(f"{name!r} does not hold {list(tensor.shape)} of {kind.name}")
+            raise self._damaged(f"{name!r} does not hold {list(tensor.shape)} of {kind.name}")
         self._define(name, tensor)
         self._constants[name] = Constant(kind.name, values)
         return tensor
-
-    def _immediate(self, value: Message, kind: DataType, shape: tuple[int, ...]) -> NDArray[Any] | str | None:
-        """Return values that are written in place; None if they are not what they should be."""
-        field = value.which(*range(_FLOATS, _BYTES + 1))
-        if field is None:
-            return None
-        content, count = value.message(field), math.prod(shape)
-        if field == _STRINGS:
-            texts = content.texts(1)
-            return texts[0] if kind.name == "string" and not shape and len(texts) == 1 else None
-        found: NDArray[Any] | None
-        if field == _BYTES:
-            found = unpack(content.data(1), kind, count) if kind.bits else None
-        elif field in (_FLOATS, _DOUBLES):
-            found = content.floats(1, np.float32 if field == _FLOATS else np.float64)
-            found = found if found.dtype == kind.held else None
-        else:
-            found = _exactly(content.integers(1), kind, boolean=field == _BOOLS)
-        return None if found is None or found.size != count else found.reshape(shape)
 
     # -- types -----------------------------------------------------------------------------------------
 
@@ -286,32 +263,22 @@ class _Reader:
             or any(size < 1 for size in sizes)
             or math.prod(sizes) > _MAX_ELEMENTS
         ):
-            self._refuse(f"{name!r} has the absurd shape {sizes[:_MAX_RANK]}")
+            raise self._damaged(f"{name!r} has the absurd shape {sizes[:_MAX_RANK]}")
         return Tensor(tuple(sizes), dtype.name), dtype
 
     # -- names -----------------------------------------------------------------------------------------
 
     def _define(self, name: str, tensor: Tensor) -> None:
         if not name or name in self._defined:
-            self._refuse(f"the name {name!r} is used twice" if name else "a tensor without a name")
+            raise self._damaged(f"the name {name!r} is used twice" if name else "a tensor without a name")
         self._elements += math.prod(tensor.shape)
         if self._elements > _MAX_ELEMENTS:
-            self._refuse(f"more than {_MAX_ELEMENTS} elements in all tensors together")
+            raise self._damaged(f"more than {_MAX_ELEMENTS} elements in all tensors together")
         self._defined[name] = tensor
 
     def _check_defined(self, name: str, by: str) -> None:
         if name not in self._defined:
-            self._refuse(f"{name!r}, needed by {by}, is defined nowhere before")
+            raise self._damaged(f"{name!r}, needed by {by}, is defined nowhere before")
 
-    def _refuse(self, reason: str) -> NoReturn:
-        raise ArchiveError(f"{self._where}: damaged, or no Core ML model ({reason})")
-
-
-def _exactly(numbers: list[int], kind: DataType, *, boolean: bool) -> NDArray[Any] | None:
-    """Return integers in the type they are declared with; None if one does not fit."""
-    if boolean != (kind.name == "bool") or kind.held.kind not in "biu" or kind.bits < 8:
-        return None
-    low, high = (0, 1) if boolean else (np.iinfo(kind.held).min, np.iinfo(kind.held).max)
-    if any(not low <= number <= high for number in numbers):
-        return None
-    return np.array(numbers, kind.held)
+    def _damaged(self, reason: str) -> ArchiveError:
+        return ArchiveError(f"{self._where}: damaged, or no Core ML model ({reason})")

@@ -10,7 +10,7 @@ The format: https://protobuf.dev/programming-guides/encoding
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class Message:
             value, at = self._value(kind, at)
             count += 1
             if not number or count > _MAX_FIELDS:
-                self.refuse("field number 0" if not number else f"more than {_MAX_FIELDS} fields")
+                raise self.damaged("field number 0" if not number else f"more than {_MAX_FIELDS} fields")
             fields.setdefault(number, []).append((kind, value))
         return fields
 
@@ -71,14 +71,14 @@ class Message:
         elif kind in _FIXED:
             size = _FIXED[kind]
         else:
-            self.refuse(f"a field of wire type {kind}")
+            raise self.damaged(f"a field of wire type {kind}")
         if size > len(self._data) - at:
-            self.refuse("cut short")
+            raise self.damaged("cut short")
         return self._data[at : at + size], at + size
 
-    def refuse(self, reason: str) -> NoReturn:
-        """Raise an error that names the file."""
-        raise ArchiveError(f"{self._where}: damaged, or no Core ML model ({reason})")
+    def damaged(self, reason: str) -> ArchiveError:
+        """Error that names the file."""
+        return ArchiveError(f"{self._where}: damaged, or no Core ML model ({reason})")
 
     def _varint(self, data: memoryview, at: int) -> tuple[int, int]:
         value = 0
@@ -86,18 +86,18 @@ class Message:
             value |= (byte & 0x7F) << (7 * index)
             if byte < 0x80:
                 return value & (1 << 64) - 1, at + index + 1
-        self.refuse("a number that does not end")
+        raise self.damaged("a number that does not end")
 
     def _one(self, number: int, kind: int) -> Any:
         found = self._all(number, kind)
         if len(found) > 1:
-            self.refuse(f"field {number} more than once")
+            raise self.damaged(f"field {number} more than once")
         return found[0] if found else None
 
     def _all(self, number: int, kind: int) -> list[Any]:
         found = self._fields.get(number, [])
         if any(other != kind for other, _ in found):
-            self.refuse(f"field {number} of another type")
+            raise self.damaged(f"field {number} of another type")
         return [value for _, value in found]
 
     # -- single fields ---------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class Message:
         """Return the one of these fields that is there; None if none is, an error if several are."""
         found = [number for number in numbers if number in self._fields]
         if len(found) > 1:
-            self.refuse(f"fields {found[0]} and {found[1]} at once")
+            raise self.damaged(f"fields {found[0]} and {found[1]} at once")
         return found[0] if found else None
 
     def integer(self, number: int) -> int:
@@ -141,7 +141,7 @@ class Message:
         entries = self.messages(number)
         found = {entry.text(1): entry.message(2) for entry in entries}
         if len(found) < len(entries):
-            self.refuse(f"field {number} has a key more than once")
+            raise self.damaged(f"field {number} has a key more than once")
         return found
 
     def integers(self, number: int) -> list[int]:
@@ -153,7 +153,7 @@ class Message:
             elif kind == _BYTES:
                 found += self._packed(value)
             else:
-                self.refuse(f"field {number} of another type")
+                raise self.damaged(f"field {number} of another type")
         return found
 
     def floats(self, number: int, dtype: type[np.float32] | type[np.float64]) -> NDArray[Any]:
@@ -162,7 +162,7 @@ class Message:
         parts: list[bytes] = []
         for kind, value in self._fields.get(number, []):
             if isinstance(value, int) or (kind != _BYTES and _FIXED[kind] != size) or len(value) % size:
-                self.refuse(f"field {number} of another type")
+                raise self.damaged(f"field {number} of another type")
             parts.append(bytes(value))
         return np.frombuffer(b"".join(parts), np.dtype(dtype).newbyteorder("<")).astype(dtype)
 
@@ -172,14 +172,14 @@ class Message:
             value, at = self._varint(data, at)
             found.append(_signed(value))
             if len(found) > _MAX_REPEATED:
-                self.refuse(f"more than {_MAX_REPEATED} numbers where few belong")
+                raise self.damaged(f"more than {_MAX_REPEATED} numbers where few belong")
         return found
 
     def _text(self, data: memoryview) -> str:
         try:
             return str(data, "utf-8")
-        except UnicodeDecodeError:
-            self.refuse("a name that is not text")
+        except UnicodeDecodeError as error:
+            raise self.damaged("a name that is not text") from error
 
 
 def _signed(value: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -121,25 +121,25 @@ def read_blob(file: bytes, offset: int, kind: DataType, shape: Sequence[int], wh
         Another version of the file.
     """
 
-    def refuse(reason: str) -> NoReturn:
-        raise ArchiveError(f"{where}: damaged, or no weight file (blob at {offset}: {reason})")
+    def damaged(reason: str) -> ArchiveError:
+        return ArchiveError(f"{where}: damaged, or no weight file (blob at {offset}: {reason})")
 
     if len(file) < _ALIGNMENT:
-        refuse("the file is cut short")
+        raise damaged("the file is cut short")
     version = struct.unpack_from("<II", file)[1]
     if version != _VERSION:
         raise UnsupportedGraph(f"{where}: version {version} of weight files, supported is {_VERSION}")
     if offset % _ALIGNMENT or not _ALIGNMENT <= offset <= len(file) - _ALIGNMENT:
-        refuse("there can be none")
+        raise damaged("there can be none")
     sentinel, code, size, start, padding = struct.unpack_from("<IIQQQ", file, offset)
     if sentinel != _SENTINEL:
-        refuse("there is none")
+        raise damaged("there is none")
     if code != kind.code:
-        refuse(f"holds another type than {kind.name}")
+        raise damaged(f"holds another type than {kind.name}")
     if start % _ALIGNMENT or start < offset + _ALIGNMENT or start > len(file) or size > len(file) - start:
-        refuse("its data lie outside of the file")
+        raise damaged("its data lie outside of the file")
     count = math.prod(shape)
     values = unpack(memoryview(file)[start : start + size], kind, count)
     if values is None or padding != (8 * size - count * kind.bits if kind.bits < 8 else 0):
-        refuse(f"{size} bytes are not {list(shape)} of {kind.name}")
+        raise damaged(f"{size} bytes are not {list(shape)} of {kind.name}")
     return values.reshape(shape)

@@ -73,7 +73,7 @@ class Examination:
     model_name : str
         A name or path as `Model.load` takes it.
     quick : bool
-        Compile nothing and leave the self-test out.
+        Load no graph, compile nothing, and leave the self-test out.
     sections : dict
         Plain values by section; those of a probe that failed are ``{"error": reason}``.
     findings : list of Finding
@@ -126,7 +126,7 @@ def examine(
     model : str
         A name or path as `Model.load` takes it.
     quick : bool
-        Compile nothing and leave the self-test out.
+        Load no graph, compile nothing, and leave the self-test out.
     progress : callable
         Told the name of each section as it begins.
     """
@@ -146,10 +146,8 @@ def _failed(case: Examination, section: str, error: Exception) -> str:
         what, advice, code = str(error), error.hint, error.exit_code
     else:
         what, code = f"cannot be examined ({type(error).__name__}: {error})", 1
-        advice = (
-            "pip install --force-reinstall dfstream"
-            if isinstance(error, ImportError)
-            else "DFSTREAM_DEBUG=1 dfstream run IN OUT shows where, if that fails too"
-        )
+        advice = "DFSTREAM_DEBUG=1 dfstream run IN OUT shows where, if that fails too"
+        if isinstance(error, ImportError):
+            advice = f"pip install --force-reinstall {(error.name or 'dfstream').partition('.')[0]}"
     case.find(section, "problem" if needed else "warning", what, advice, exit_code=code if needed else 0)
     return case.findings[-1].what

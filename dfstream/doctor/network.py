@@ -51,20 +51,18 @@ def backends(case: Examination) -> dict[str, Any]:
         return {"skipped": "no model"}
     from dfstream.backends.base import survey
     from dfstream.modes.base import find_mode
-    from dfstream.warming import kept_kernels
 
-    loading = not case.quick or kept_kernels().complete
     recipe = find_mode(_MODE).recipe()
     found: list[Candidate] = []
-    for candidate in survey(case.model, recipe, single_frame=True, load=loading):
+    for candidate in survey(case.model, recipe, single_frame=True, load=not case.quick):
         found.append(candidate)
         if case.backend is None and candidate.preference >= 0:
             case.backend = candidate.backend
-    _judge(case, found)
+    working = _judge(case, found)
     return {
         "mode": _MODE,
-        "loaded": loading,
-        "auto": case.backend.name if case.backend else None,
+        "loaded": not case.quick,
+        "auto": case.backend.name if case.backend and working else None,
         "tried": [_backend(candidate) for candidate in found],
     }
 
@@ -83,22 +81,30 @@ def _backend(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _judge(case: Examination, found: list[Candidate]) -> None:
-    refused = [candidate for candidate in found if candidate.preference >= 0 and not candidate.usable]
-    if case.backend is None:
-        last = refused[-1] if refused else None
+def _judge(case: Examination, found: list[Candidate]) -> bool:
+    """Note what is in the way of a backend; return whether `AUTO` works."""
+    broken = [candidate for candidate in found if candidate.reason and not candidate.refused]
+    asked = [candidate for candidate in found if candidate.preference >= 0]
+    first = next((candidate for candidate in asked if candidate.usable or candidate in broken), None)
+    for candidate in broken:
+        case.find(
+            "backends", "problem" if candidate is first else "warning", str(candidate.reason),
+            "a fault: dfstream run --backend takes another meanwhile",
+            exit_code=BackendError.exit_code if candidate is first else 0,
+        )  # fmt: skip
+    if first is None:
+        last = asked[-1] if asked else None
         case.find(
             "backends", "problem",
             f"no backend runs {case.model_name}" + (f": {last.reason}" if last else ""),
             last.hint if last else None, exit_code=BackendError.exit_code,
         )  # fmt: skip
-        return
-    place = next(c.preference for c in found if c.name == case.backend.name)
-    for candidate in refused:
-        if candidate.preference > place:
-            case.find(
-                "backends", "note", f"{candidate.name} would be quicker: {candidate.reason}", candidate.hint
-            )  # fmt: skip
+        return False
+    for candidate in asked[: asked.index(first)]:
+        case.find(
+            "backends", "note", f"{candidate.name} would come first: {candidate.reason}", candidate.hint
+        )
+    return first.usable
 
 
 # -- self-test -------------------------------------------------------------------------------------
@@ -116,7 +122,7 @@ def self_test(case: Examination) -> dict[str, Any]:
 
 def _parity(case: Examination, model: Model, backend: Backend) -> dict[str, Any]:
     if not model.is_export:
-        return {"skipped": "only patched graphs are at hand, nothing to compare with"}
+        return {"skipped": "the export is not at hand, nothing to compare with"}
     from dfstream.verify import verify_export
 
     row = verify_export(model, _MODE, backend)

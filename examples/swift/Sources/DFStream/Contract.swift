@@ -11,8 +11,8 @@ public struct Description: Decodable, Sendable {
 
     public struct State: Decodable, Sendable {
         public let name: String
-        public let output: String
-        public let shape: [Int]
+        /// What the next value is called; nil where states live inside the package.
+        public let output: String?
     }
 
     /// The layout of `X.json` that this code was written for.
@@ -100,11 +100,10 @@ public struct Contract: Decodable, Sendable {
 
     struct NetworkNumbers: Decodable {
         let inputs: [String: [Int]]
-        let outputs: [String: [Int]]
         let frameAge: Int
 
         enum CodingKeys: String, CodingKey {
-            case inputs, outputs
+            case inputs
             case frameAge = "frame_age"
         }
     }

@@ -40,6 +40,18 @@ public final class Enhancer {
         try network.reset()
     }
 
+    /// What a listener may change while a stream runs.
+    public struct Settings: Sendable {
+        /// Largest attenuation of the noise in dB; nil is no limit, 0 gives the noisy signal, delayed.
+        public var attenuationLimit: Float?
+        /// Strength (beta) of the post-filter: 0 is off, 0.02 usual.
+        public var postFilter: Float
+
+        public init(attenuationLimit: Float? = nil, postFilter: Float = 0) {
+            (self.attenuationLimit, self.postFilter) = (attenuationLimit, postFilter)
+        }
+    }
+
     /// All that the stream remembers. `restore` continues from it, in this or another enhancer of the same package.
     public struct Snapshot: Sendable {
         let path: SignalPath
@@ -85,7 +97,7 @@ struct SignalPath: Sendable {
     }
 
     mutating func process(
-        _ samples: [Float], through network: any Network, _ settings: Settings
+        _ samples: [Float], through network: any Network, _ settings: Enhancer.Settings
     ) throws -> [Float] {
         var output: [Float] = []
         output.reserveCapacity(samples.count + hop.count)
@@ -102,7 +114,7 @@ struct SignalPath: Sendable {
     }
 
     private mutating func enhanceHop(
-        through network: any Network, _ settings: Settings, into output: inout [Float]
+        through network: any Network, _ settings: Enhancer.Settings, into output: inout [Float]
     ) throws {
         spectra.analyse(hop, into: &noisy)
         features.process(noisy, into: &frame)

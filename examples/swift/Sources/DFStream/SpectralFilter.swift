@@ -1,17 +1,5 @@
 import Foundation
 
-/// What a listener may change while a stream runs.
-public struct Settings: Sendable {
-    /// Largest attenuation of the noise in dB; nil is no limit, 0 gives the noisy signal, delayed.
-    public var attenuationLimit: Float?
-    /// Strength (beta) of the post-filter: 0 is off, 0.02 usual.
-    public var postFilter: Float = 0
-
-    public init(attenuationLimit: Float? = nil, postFilter: Float = 0) {
-        (self.attenuationLimit, self.postFilter) = (attenuationLimit, postFilter)
-    }
-}
-
 /// Applies what the network gave to the spectra, in step with the lookaheads.
 struct SpectralFilter {
     private let contract: Contract
@@ -38,7 +26,8 @@ struct SpectralFilter {
     }
 
     mutating func process(
-        _ spectrum: Spectrum, _ results: NetworkResults, _ settings: Settings, into enhanced: inout Spectrum
+        _ spectrum: Spectrum, _ results: NetworkResults, _ settings: Enhancer.Settings,
+        into enhanced: inout Spectrum
     ) {
         re.push(spectrum.re)
         im.push(spectrum.im)

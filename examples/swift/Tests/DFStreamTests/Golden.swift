@@ -7,7 +7,7 @@ import XCTest
 struct Golden {
     let contract: Contract
     let frames: Int
-    let settings: Settings
+    let settings: Enhancer.Settings
     private let stages: [String: Stage]
 
     private struct Stage: Decodable {
@@ -48,7 +48,7 @@ struct Golden {
         let vectors = try JSONDecoder().decode(File.self, from: Data(contentsOf: url)).golden
         frames = vectors.frames
         stages = vectors.stages
-        settings = Settings(attenuationLimit: vectors.attenuationLimit, postFilter: vectors.postFilter)
+        settings = Enhancer.Settings(attenuationLimit: vectors.attenuationLimit, postFilter: vectors.postFilter)
     }
 
     func frame(_ stage: String, _ t: Int) -> [Float] { stages[stage]!.frame(t) }

@@ -56,7 +56,7 @@ final class StageTests: XCTestCase {
             var filter = SpectralFilter(golden.contract)
             var enhanced = Spectrum(bins: golden.contract.bins)
             for t in 0..<golden.frames {
-                filter.process(golden.spectrum("spectrum", t), golden.results(t), Settings(), into: &enhanced)
+                filter.process(golden.spectrum("spectrum", t), golden.results(t), .init(), into: &enhanced)
                 assertClose(enhanced.re, golden.spectrum("enhanced", t).re, 1e-6, "\(name), frame \(t)")
                 assertClose(enhanced.im, golden.spectrum("enhanced", t).im, 1e-6, "\(name), frame \(t)")
             }
