@@ -231,10 +231,11 @@ def test_float32_as_onnxruntime_runs_the_same_graph(package, name):
             np.testing.assert_allclose(ours[key], want, rtol=0, atol=1e-4 if key == "lsnr" else 1e-5)
 
 
-def test_a_trained_model(package):
-    feats = oracle.case("bundled").feats
-    got = stepped(package("bundled"), feats, 60)
-    for ours, theirs in zip(got, reference(canonical_graph("bundled"), feats, 60), strict=True):
+@pytest.mark.parametrize("name", ["bundled", pytest.param("official dfn3", marks=pytest.mark.slow)])
+def test_a_trained_model(package, name):
+    feats = oracle.case(name).feats
+    got = stepped(package(name), feats, 60)
+    for ours, theirs in zip(got, reference(canonical_graph(name), feats, 60), strict=True):
         for key in ("mask", "coefs"):
             np.testing.assert_allclose(ours[key], theirs[key], rtol=0, atol=1e-5)
 

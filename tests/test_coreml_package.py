@@ -3,6 +3,8 @@
 import hashlib
 import os
 import struct
+import subprocess
+import sys
 import threading
 import tracemalloc
 
@@ -78,6 +80,13 @@ def test_what_a_package_says_of_itself(folder):
 
 def test_a_path_as_text(folder):
     assert read_package(str(handmade.everything().write(folder()))).inputs
+
+
+def test_no_other_reader_is_needed():
+    """Neither coremltools nor the protobuf library, nor what brings them along."""
+    code = "import sys, dfstream.coreml.interpreter, dfstream.coreml.package; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"coremltools", "google.protobuf", "onnx", "onnxruntime", "numba"} & set(loaded.split())
 
 
 @pytest.mark.parametrize("where", ["weight", "const"])
@@ -435,6 +444,7 @@ def test_descriptions_of_another_program(folder, ports, name, kind):
         ("string", (1,), 4, data(1, "a")),  # a list of text
         ("string", (), 4, data(1, "a") + data(1, "b")),
         ("string", (), 7, data(1, b"a")),
+        ("bool", (1,), 7, data(1, b"\x01")),
         ("float32", (), 4, data(1, "a")),
         ("float32", (), 9, b""),
     ],
