@@ -11,6 +11,7 @@ import oracle
 from dfstream.coreml.interpreter import Interpreter
 from dfstream.coreml.package import read_package
 from dfstream.errors import ArchiveError
+from handmade import Handmade, constant
 
 RNG = np.random.default_rng(11)
 
@@ -54,3 +55,51 @@ def onnx_conv(op, x, weight, bias, **attributes):
     )  # fmt: skip
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     return oracle.run(model.SerializeToString(), {"x": x})["y"]
+
+
+def canonical(data):
+    """A package of the canonical graph in float32, one operation for each node."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(data)).graph
+    sizes = {
+        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+        for v in (*graph.input, *graph.value_info, *graph.output)
+    }
+    made = Handmade({v.name: ("float32", sizes[v.name]) for v in graph.input})
+    values = {w.name: onnx.numpy_helper.to_array(w) for w in graph.initializer}
+    for name, array in values.items():
+        if array.dtype == np.float32:
+            (made.weight if array.size >= 10 else made.const)(name, array)
+    for node in graph.node:
+        (result,) = node.output
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        operands = _operands(node, attributes, values, sizes)
+        kind = {"Slice": "slice_by_index"}.get(node.op_type, node.op_type.lower())
+        made.add(kind, operands, {result: ("float32", sizes[result])})
+    for value in graph.output:
+        made.result(value.name, "float32", sizes[value.name])
+    return made
+
+
+def _operands(node, attributes, values, sizes):
+    """Operands by their names in MIL: tensors by name, constants in their place."""
+    x, *others = node.input
+    if node.op_type == "Conv":
+        top, left, bottom, right = attributes.get("pads", [0] * 4)
+        return {
+            "x": x, "weight": others[0], **({"bias": others[1]} if len(others) > 1 else {}),
+            "strides": constant(attributes.get("strides", [1, 1])),
+            "groups": constant(attributes.get("group", 1)),
+            "pad_type": constant("custom"), "pad": constant([top, bottom, left, right]),
+        }  # fmt: skip
+    if node.op_type == "Concat":
+        return {"values": list(node.input), "axis": constant(attributes["axis"])}
+    if node.op_type == "Slice":
+        begin, end = [0] * 4, list(sizes[x])
+        for start, stop, axis in zip(*(values[name] for name in others[:3]), strict=True):
+            begin[axis], end[axis] = start, min(stop, end[axis])
+        return {"x": x, "begin": constant(begin), "end": constant(end)}
+    if node.op_type == "Reshape":
+        return {"x": x, "shape": constant(values[others[0]])}
+    if node.op_type == "Transpose":
+        return {"x": x, "perm": constant(attributes["perm"])}
+    return {"x": x, **({"y": others[0]} if others else {})}

@@ -96,6 +96,12 @@ def immediate(values, dtype, shape=None):
     return data(2, tensor_type(dtype, shape)) + data(3, data(1, data(field, content)))
 
 
+def constant(values):
+    """``Value`` of integers or text."""
+    dtype = _dtype(values)
+    return immediate(str(values) if dtype == "string" else values, dtype, np.shape(values))
+
+
 def operation(kind, inputs, outputs, attributes=None):
     """``inputs`` are names, values (bytes) or lists of these; ``outputs`` maps names to types (bytes)."""
     content = data(1, kind)

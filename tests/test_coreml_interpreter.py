@@ -9,7 +9,7 @@ import handmade
 import mil
 import oracle
 from conftest import SYNTHETIC
-from coreml_twins import half, interpreter, noise, onnx_conv, refused
+from coreml_twins import canonical, half, interpreter, noise, onnx_conv, refused
 from dfstream.coreml.interpreter import Interpreter
 from dfstream.coreml.package import read_package
 from dfstream.errors import UsageError
@@ -170,29 +170,11 @@ def test_states_and_results_that_are_none(change, match):
     refused(made, match)
 
 
-# -- whole programs, written by coremltools ------------------------------------------------------------------
+# -- whole programs ------------------------------------------------------------------------------------------
 
 
 def canonical_graph(name):
     return oracle.case(name).model.graphs(canonical_recipe())["combined_canonical"]
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory):
-    """Packages of canonical graphs, each written once; ``compress`` is a function of models."""
-    written = {}
-
-    def get(name, target="iOS16", precision="FLOAT32", dtype="fp32", stateful=False, compress=None):
-        mil.load()
-        key = (name, target, precision, dtype, stateful, compress)
-        if key not in written:
-            model = mil.canonical(canonical_graph(name), target, precision, dtype, stateful)
-            model = compress(model) if compress else model
-            path = mil.save(model, tmp_path_factory.mktemp("package") / "p.mlpackage")
-            written[key] = Interpreter(read_package(path))
-        return written[key]
-
-    return get
 
 
 def stepped(running, feats, frames):
@@ -218,25 +200,52 @@ def reference(graph, feats, frames):
     return found
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in oracle.FEW else pytest.mark.slow) for n in SYNTHETIC]
-)
-def test_float32_as_onnxruntime_runs_the_same_graph(package, name):
+def check_as_onnxruntime(running, name, frames=30):
     feats = oracle.case(name).feats
-    got = stepped(package(name), feats, 30)
-    for ours, theirs in zip(got, reference(canonical_graph(name), feats, 30), strict=True):
+    wanted = reference(canonical_graph(name), feats, frames)
+    for ours, theirs in zip(stepped(running, feats, frames), wanted, strict=True):
         assert ours.keys() == theirs.keys()
         for key, want in theirs.items():
             # another order of summation; lsnr is in dB, of a range of 50
             np.testing.assert_allclose(ours[key], want, rtol=0, atol=1e-4 if key == "lsnr" else 1e-5)
 
 
-def test_a_trained_model(package):
-    feats = oracle.case("bundled").feats
-    got = stepped(package("bundled"), feats, 60)
-    for ours, theirs in zip(got, reference(canonical_graph("bundled"), feats, 60), strict=True):
-        for key in ("mask", "coefs"):
-            np.testing.assert_allclose(ours[key], theirs[key], rtol=0, atol=1e-5)
+@pytest.mark.parametrize("name", [*SYNTHETIC, "bundled"])
+def test_a_graph_written_by_hand_as_onnxruntime_runs_it(name):
+    check_as_onnxruntime(interpreter(canonical(canonical_graph(name))), name)
+
+
+# -- whole programs, written by coremltools ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """Packages of canonical graphs, each written once; ``compress`` is a function of models."""
+    written = {}
+
+    def get(name, target="iOS16", precision="FLOAT32", dtype="fp32", stateful=False, compress=None):
+        mil.load()
+        key = (name, target, precision, dtype, stateful, compress)
+        if key not in written:
+            model = mil.canonical(canonical_graph(name), target, precision, dtype, stateful)
+            model = compress(model) if compress else model
+            path = mil.save(model, tmp_path_factory.mktemp("package") / "p.mlpackage")
+            written[key] = Interpreter(read_package(path))
+        return written[key]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in oracle.FEW else pytest.mark.slow) for n in SYNTHETIC]
+)
+def test_float32_as_onnxruntime_runs_the_same_graph(package, name):
+    check_as_onnxruntime(package(name), name)
+
+
+@pytest.mark.parametrize("name", ["bundled", pytest.param("official dfn3", marks=pytest.mark.slow)])
+def test_a_trained_model(package, name):
+    check_as_onnxruntime(package(name), name, frames=60)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import struct
+import subprocess
+import sys
 import threading
 import tracemalloc
 
@@ -78,6 +80,13 @@ def test_what_a_package_says_of_itself(folder):
 
 def test_a_path_as_text(folder):
     assert read_package(str(handmade.everything().write(folder()))).inputs
+
+
+def test_no_other_reader_is_needed():
+    """Neither coremltools nor the protobuf library, nor what brings them along."""
+    code = "import sys, dfstream.coreml.interpreter, dfstream.coreml.package; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"coremltools", "google.protobuf", "onnx", "onnxruntime", "numba"} & set(loaded.split())
 
 
 @pytest.mark.parametrize("where", ["weight", "const"])
@@ -168,27 +177,51 @@ def test_manifests_that_are_none(folder, manifest):
     refused(handmade.everything(), folder, "", names="Manifest.json", manifest=manifest)
 
 
+ELSEWHERE = "leaves the package"
+NO_FILE = "not there, or not a plain file"
+
+
 @pytest.mark.parametrize(
-    "path",
-    ["../../outside", "com.apple.CoreML/../../../outside", "/etc/hostname", "..", "", ".", "a\\b", "C:/x",
-     "x\0y", "com.apple.CoreML", "\n", "x" * 5000],
-)  # fmt: skip
-def test_manifests_that_point_elsewhere(folder, path):
+    ("path", "match"),
+    [
+        ("../../outside", ELSEWHERE),
+        ("com.apple.CoreML/../../../outside", ELSEWHERE),
+        ("com.apple.CoreML/../com.apple.CoreML/model.mlmodel", ELSEWHERE),
+        ("/etc/hostname", ELSEWHERE),
+        ("..", ELSEWHERE),
+        ("a\\b", ELSEWHERE),
+        ("C:/x", ELSEWHERE),
+        ("x\0y", ELSEWHERE),
+        ("", NO_FILE),
+        (".", NO_FILE),
+        ("com.apple.CoreML", NO_FILE),
+        ("\n", NO_FILE),
+        ("x" * 5000, ""),
+    ],
+)
+def test_manifests_that_point_elsewhere(folder, path, match):
     made = handmade.everything()
     (folder().parent / "outside").write_bytes(made.model())
     made.manifest["itemInfoEntries"]["1"]["path"] = path
-    refused(made, folder, "", names="")
+    refused(made, folder, match, names="")
 
 
 @pytest.mark.parametrize(
-    "name", ["weight.bin", "/etc/hostname", "@model_path/../../../../outside", "@model_path/"]
+    ("name", "match"),
+    [
+        ("weight.bin", "which is not in the package"),
+        ("/etc/hostname", "which is not in the package"),
+        ("@model_path/../../../outside", ELSEWHERE),
+        ("@model_path//etc/hostname", ELSEWHERE),
+        ("@model_path/", NO_FILE),
+    ],
 )
-def test_weights_that_lie_elsewhere(folder, name):
+def test_weights_that_lie_elsewhere(folder, name, match):
     made = handmade.one("relu", {"x": (1,)}, (1,))
     (folder().parent / "outside").write_bytes(bytes(64))
     value = handmade.file_value("float32", (1,), 64, name)
     made.add("const", {}, {"c": ("float32", (1,))}, {"val": value})
-    refused(made, folder, "", names="")
+    refused(made, folder, match, names="")
 
 
 @pytest.mark.parametrize("inside", ["Manifest.json", "Data", INNER, MODEL, f"{INNER}/weights", WEIGHTS])
@@ -411,6 +444,7 @@ def test_descriptions_of_another_program(folder, ports, name, kind):
         ("string", (1,), 4, data(1, "a")),  # a list of text
         ("string", (), 4, data(1, "a") + data(1, "b")),
         ("string", (), 7, data(1, b"a")),
+        ("bool", (1,), 7, data(1, b"\x01")),
         ("float32", (), 4, data(1, "a")),
         ("float32", (), 9, b""),
     ],

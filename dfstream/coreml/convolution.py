@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
@@ -30,16 +31,71 @@ _MANY_TAPS = 16
 _MAX_PATCHES = 1 << 24
 
 
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """Where a kernel goes on a map: all pairs are (down, across).
+
+    Attributes
+    ----------
+    groups : int
+    kernel, strides, dilations : (int, int)
+    pads : pair of (int, int)
+        Zeros before and after.
+    shape : (int, int, int, int)
+        Of the result.
+    """
+
+    groups: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pads: tuple[tuple[int, int], tuple[int, int]]
+    shape: tuple[int, int, int, int]
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each value of the map is seen once, by itself."""
+        return self.kernel == self.strides == (1, 1) and self.pads == ((0, 0), (0, 0))
+
+    def patches(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """View what the kernel sees as [batch, channels, taps down, taps across, height, width]."""
+        x = self._padded(x)
+        batch, channel, *along = x.strides
+        taps = (step * apart for step, apart in zip(along, self.dilations, strict=True))
+        positions = (step * stride for step, stride in zip(along, self.strides, strict=True))
+        shape = (*x.shape[:2], *self.kernel, *self.shape[2:])
+        return np.ndarray(shape, np.float32, x, 0, (batch, channel, *taps, *positions))
+
+    def _padded(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return ``x``, contiguous, with zeros around it."""
+        (top, bottom), (left, right) = self.pads
+        if not (top or bottom or left or right):
+            return np.ascontiguousarray(x)
+        *outer, height, width = x.shape
+        padded = np.zeros((*outer, top + height + bottom, left + width + right), np.float32)
+        padded[:, :, top : top + height, left : left + width] = x
+        return padded
+
+
 def conv(given: Operands) -> Plan:
     """Plan ``conv`` in two dimensions.
 
     ``same`` pads as TensorFlow does: results are ``ceil(size / stride)`` wide, and an odd zero goes behind
     (``same_lower``: in front).
     """
+    weight = given.floats("weight")
+    form = _form(given, weight)
+    bias = _bias(given, form.shape[1])
+    if weight.shape[1] == 1 and math.prod(form.kernel) < _MANY_TAPS:
+        compute = _depthwise(weight, bias, form)
+    else:
+        compute = _product(weight, bias, form)
+    return Plan((given.name("x"),), form.shape, compute)
+
+
+def _form(given: Operands, weight: NDArray[np.float32]) -> _Form:
     batch, channels, *sizes = _shape(given)
-    weight, groups = given.floats("weight"), given.integer("groups", 1)
-    strides, dilations = (given.integers(key, 2, default=1) for key in ("strides", "dilations"))
-    _check(given, weight, groups, strides, dilations)
+    groups, strides, dilations = _steps(given, weight)
     outputs, inputs, *kernel = weight.shape
     if inputs * groups != channels or outputs % groups:
         raise given.damaged(f"weights {list(weight.shape)} in {groups} groups on {channels} channels")
@@ -51,79 +107,88 @@ def conv(given: Operands) -> Plan:
     )
     if min(height, width) < 1:
         raise given.damaged("the kernel is larger than the map")
-    positions = height * width
-    if batch * max(channels * math.prod(kernel) * positions, channels * math.prod(padded)) > _MAX_PATCHES:
+    if batch * channels * max(math.prod(kernel) * height * width, math.prod(padded)) > _MAX_PATCHES:
         raise given.unsupported("an absurdly large convolution")
+    return _Form(
+        groups, (kernel[0], kernel[1]), strides, dilations, pads, (batch, outputs, height, width)
+    )  # fmt: skip
 
-    matrices = weight.reshape(groups, outputs // groups, inputs * math.prod(kernel))
-    bias = _bias(given, outputs)
+
+def _product(weight: NDArray[np.float32], bias: NDArray[np.float32] | None, form: _Form) -> Convolve:
+    """One product of matrices for each group."""
+    batch, outputs, *_ = form.shape
+    matrices = weight.reshape(form.groups, outputs // form.groups, -1)
+    columns = (batch, form.groups, matrices.shape[2], math.prod(form.shape[2:]))
 
     def pointwise(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        y = np.matmul(matrices, x.reshape(batch, groups, inputs, positions))
-        return _finish(y, bias, (batch, outputs, height, width))
+        return _finish(np.matmul(matrices, x.reshape(columns)), bias, form.shape)
 
     def of_patches(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        patches = _patches(_padded(x, pads), kernel, strides, dilations, (height, width))
-        y = np.matmul(matrices, patches.reshape(batch, groups, -1, positions))
-        return _finish(y, bias, (batch, outputs, height, width))
+        return _finish(np.matmul(matrices, form.patches(x).reshape(columns)), bias, form.shape)
 
-    taps = weight.reshape(groups, -1, *kernel, 1, 1)
+    return pointwise if form.is_pointwise else of_patches
 
-    def by_taps(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        patches = _patches(_padded(x, pads), kernel, strides, dilations, (height, width))
-        y = np.zeros((batch, groups, outputs // groups, height, width), np.float32)
-        for tap in np.ndindex(*kernel):
-            y += taps[(*_OUTER, *tap)] * patches[(*_OUTER, *tap)][:, :, None]
-        return _finish(y, bias, (batch, outputs, height, width))
 
-    plain = math.prod(kernel) == math.prod(strides) == 1 and padded == sizes
-    depthwise = inputs == 1 and math.prod(kernel) < _MANY_TAPS
-    compute: Convolve = by_taps if depthwise else pointwise if plain else of_patches
-    return Plan((given.name("x"),), (batch, outputs, height, width), compute)
+def _depthwise(weight: NDArray[np.float32], bias: NDArray[np.float32] | None, form: _Form) -> Convolve:
+    """A sum over taps: products of single rows would be many and tiny."""
+    batch, outputs, *sizes = form.shape
+    per_group = outputs // form.groups
+    taps = [(*_OUTER, *tap) for tap in np.ndindex(*form.kernel)]
+    scales = [weight.reshape(form.groups, per_group, *form.kernel)[tap][:, :, None, None] for tap in taps]
+
+    def compute(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        patches = form.patches(x)
+        y = np.zeros((batch, form.groups, per_group, *sizes), np.float32)
+        for tap, scale in zip(taps, scales, strict=True):
+            y += scale * patches[tap][:, :, None]
+        return _finish(y, bias, form.shape)
+
+    return compute
 
 
 def conv_transpose(given: Operands) -> Plan:
     """Plan ``conv_transpose`` in two dimensions, ``valid`` or ``custom``."""
     batch, channels, *sizes = _shape(given)
-    weight, groups = given.floats("weight"), given.integer("groups", 1)
-    strides, dilations = (given.integers(key, 2, default=1) for key in ("strides", "dilations"))
-    _check(given, weight, groups, strides, dilations)
-    kind = given.text("pad_type", "valid")
-    if kind not in ("valid", "custom") or "output_shape" in given:
-        raise given.unsupported("supported is pad_type valid or custom, and no output_shape")
-    pad = given.integers("pad", 4, default=0) if kind == "custom" else (0, 0, 0, 0)
+    weight = given.floats("weight")
+    groups, strides, dilations = _steps(given, weight)
+    top, bottom, left, right = _cut(given)
     inputs, per_group, *kernel = weight.shape
-    if inputs != channels or inputs % groups or min(pad) < 0:
+    if inputs != channels or inputs % groups:
         raise given.damaged(f"weights {list(weight.shape)} in {groups} groups on {channels} channels")
     whole = [
         (size - 1) * stride + (taps - 1) * apart + 1
         for size, stride, taps, apart in zip(sizes, strides, kernel, dilations, strict=True)
     ]
-    height, width = whole[0] - pad[0] - pad[1], whole[1] - pad[2] - pad[3]
-    outputs = groups * per_group
-    if min(height, width) < 1:
+    shape = (batch, groups * per_group, whole[0] - top - bottom, whole[1] - left - right)
+    if min(shape) < 1:
         raise given.damaged("the padding is larger than the map")
-    if batch * outputs * max(math.prod(whole), math.prod(sizes) * math.prod(kernel)) > _MAX_PATCHES:
+    if math.prod(shape[:2]) * max(math.prod(whole), math.prod(sizes) * math.prod(kernel)) > _MAX_PATCHES:
         raise given.unsupported("an absurdly large convolution")
-
-    # rows are the results of one group and tap
+    # rows are the results of one group, tap by tap
     matrices = weight.reshape(groups, channels // groups, -1).transpose(0, 2, 1).copy()
-    bias = _bias(given, outputs)
+    bias = _bias(given, shape[1])
 
     def compute(x: NDArray[np.float32]) -> NDArray[np.float32]:
         parts = np.matmul(matrices, x.reshape(batch, groups, channels // groups, -1))
-        parts = parts.reshape(batch, outputs, *kernel, *sizes)
-        y = np.zeros((batch, outputs, *whole), np.float32)
+        parts = parts.reshape(*shape[:2], *kernel, *sizes)
+        y = np.zeros((*shape[:2], *whole), np.float32)
         for tap in np.ndindex(*kernel):
             across = (
                 slice(at * apart, at * apart + (size - 1) * stride + 1, stride)
                 for at, apart, size, stride in zip(tap, dilations, sizes, strides, strict=True)
             )
             y[(*_OUTER, *across)] += parts[(*_OUTER, *tap)]
-        y = y[:, :, pad[0] : pad[0] + height, pad[2] : pad[2] + width]
-        return _finish(y, bias, (batch, outputs, height, width))
+        return _finish(y[:, :, top : top + shape[2], left : left + shape[3]], bias, shape)
 
-    return Plan((given.name("x"),), (batch, outputs, height, width), compute)
+    return Plan((given.name("x"),), shape, compute)
+
+
+def _cut(given: Operands) -> tuple[int, ...]:
+    """How much of the result of a transposed convolution is cut off: top, bottom, left, right."""
+    kind = given.text("pad_type", "valid")
+    if kind not in ("valid", "custom") or "output_shape" in given:
+        raise given.unsupported("supported is pad_type valid or custom, and no output_shape")
+    return _custom_pads(given) if kind == "custom" else (0, 0, 0, 0)
 
 
 def _shape(given: Operands) -> tuple[int, ...]:
@@ -133,15 +198,14 @@ def _shape(given: Operands) -> tuple[int, ...]:
     return shape
 
 
-def _check(
-    given: Operands,
-    weight: NDArray[np.float32],
-    groups: int,
-    strides: tuple[int, ...],
-    *others: tuple[int, ...],
-) -> None:
-    if weight.ndim != 4 or groups < 1 or min(strides) < 1 or any(min(other) < 1 for other in others):
+def _steps(given: Operands, weight: NDArray[np.float32]) -> tuple[int, tuple[int, int], tuple[int, int]]:
+    """Return groups, strides and dilations."""
+    groups = given.integer("groups", 1)
+    down, across = given.integers("strides", 2, default=1)
+    apart_down, apart_across = given.integers("dilations", 2, default=1)
+    if weight.ndim != 4 or min(groups, down, across, apart_down, apart_across) < 1:
         raise given.damaged("weights, groups, strides or dilations that are none")
+    return groups, (down, across), (apart_down, apart_across)
 
 
 def _bias(given: Operands, outputs: int) -> NDArray[np.float32] | None:
@@ -154,17 +218,14 @@ def _bias(given: Operands, outputs: int) -> NDArray[np.float32] | None:
 
 
 def _pads(
-    given: Operands, sizes: list[int], spans: list[int], strides: tuple[int, ...]
-) -> list[tuple[int, int]]:
-    """Zeros before and after each axis."""
+    given: Operands, sizes: list[int], spans: list[int], strides: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
     kind = given.text("pad_type", "valid")
     if kind == "valid":
-        return [(0, 0), (0, 0)]
+        return (0, 0), (0, 0)
     if kind == "custom":
-        top, bottom, left, right = given.integers("pad", 4, default=0)
-        if min(top, bottom, left, right) < 0:
-            raise given.damaged("negative padding")
-        return [(top, bottom), (left, right)]
+        top, bottom, left, right = _custom_pads(given)
+        return (top, bottom), (left, right)
     if kind not in ("same", "same_lower"):
         raise given.unsupported(f"pad_type {kind!r}")
     pads = []
@@ -172,31 +233,14 @@ def _pads(
         zeros = max(0, (-(-size // stride) - 1) * stride + span - size)
         less = zeros // 2
         pads.append((less, zeros - less) if kind == "same" else (zeros - less, less))
+    return pads[0], pads[1]
+
+
+def _custom_pads(given: Operands) -> tuple[int, ...]:
+    pads = given.integers("pad", 4, default=0)
+    if min(pads) < 0:
+        raise given.damaged("negative padding")
     return pads
-
-
-def _padded(x: NDArray[np.float32], pads: list[tuple[int, int]]) -> NDArray[np.float32]:
-    """Return ``x``, contiguous, with zeros around it."""
-    (top, bottom), (left, right) = pads
-    if not (top or bottom or left or right):
-        return np.ascontiguousarray(x)
-    *outer, height, width = x.shape
-    padded = np.zeros((*outer, top + height + bottom, left + width + right), np.float32)
-    padded[:, :, top : top + height, left : left + width] = x
-    return padded
-
-
-def _patches(
-    x: NDArray[np.float32],
-    kernel: list[int],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-    sizes: tuple[int, int],
-) -> NDArray[np.float32]:
-    """View a contiguous map as [batch, channels, taps down, taps across, height, width]."""
-    batch, channel, row, column = x.strides
-    steps = (row * dilations[0], column * dilations[1], row * strides[0], column * strides[1])
-    return np.ndarray((*x.shape[:2], *kernel, *sizes), np.float32, x, 0, (batch, channel, *steps))
 
 
 def _finish(

@@ -44,7 +44,8 @@ def read_immediate(value: Message, kind: DataType, shape: tuple[int, ...]) -> ND
         return texts[0] if kind.name == "string" and not shape and len(texts) == 1 else None
     found: NDArray[Any] | None
     if field == _BYTES:
-        found = unpack(content.data(1), kind, math.prod(shape)) if kind.bits else None
+        packs = kind.held.kind in "iuf"
+        found = unpack(content.data(1), kind, math.prod(shape)) if packs else None
     elif field in (_FLOATS, _DOUBLES):
         found = content.floats(1, np.float32 if field == _FLOATS else np.float64)
     else:
