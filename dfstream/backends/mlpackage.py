@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from dfstream.arguments import check_choice
 from dfstream.backends._package import PackageBackend
 from dfstream.backends.base import Backend
-from dfstream.errors import BackendError, BackendUnavailable, UsageError
+from dfstream.coreml.agreement import Mismatch, check_agreement
+from dfstream.errors import BackendError, BackendUnavailable
 from dfstream.interface import state_output
 
 if TYPE_CHECKING:
@@ -55,16 +57,14 @@ class Mlpackage(PackageBackend):
     runs_on = "macOS"
 
     units: Units = "cpu"
-    mismatch: Literal["refuse", "warn"] = "refuse"
+    mismatch: Mismatch = "refuse"
 
     __hash__ = Backend.__hash__
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in (("units", get_args(Units)), ("mismatch", ("refuse", "warn"))):
-            if getattr(self, name) not in choices:
-                expected = ", ".join(map(repr, choices))
-                raise UsageError(f"{name} = {getattr(self, name)!r}, expected one of {expected}")
+        check_choice("units", self.units, get_args(Units))
+        check_choice("mismatch", self.mismatch, get_args(Mismatch))
         _runtime()
 
     @classmethod
@@ -85,9 +85,15 @@ class Mlpackage(PackageBackend):
 
     def examine(self, session: Session, model: Model, facts: PackageFacts) -> None:
         """Compare a few frames; see `dfstream.coreml.agreement.check_agreement`."""
-        from dfstream.coreml.agreement import check_agreement
-
-        check_agreement(session, model, facts.flavour.precision, self.mismatch, self.name)
+        precision, exact = facts.flavour.precision, facts.flavour.state == "explicit" and self.units == "cpu"
+        # other units and Core ML's own states are half precision, whatever the package says
+        check_agreement(
+            session,
+            model,
+            "ane" if precision == "fp32" and not exact else precision,
+            self.mismatch,
+            self.name,
+        )
 
 
 class _Loaded:
