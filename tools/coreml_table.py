@@ -11,10 +11,11 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any, get_args
 
 from dfstream.coreml.conversion import write_package
 from dfstream.coreml.fidelity import least_snr_db, measure_fidelity
-from dfstream.coreml.flavour import PRECISIONS, Flavour
+from dfstream.coreml.flavour import PRECISIONS, Flavour, StateStyle
 from dfstream.errors import UsageError
 from dfstream.model import Model
 
@@ -24,10 +25,10 @@ _HEAD = (
 )
 
 
-def flavours():
+def flavours() -> list[Flavour]:
     """Return every kind of package."""
-    found = []
-    for state in ("explicit", "coreml"):
+    found: list[Flavour] = []
+    for state in get_args(StateStyle):
         for precision in PRECISIONS:
             try:
                 found.append(Flavour(precision, state))
@@ -36,7 +37,7 @@ def flavours():
     return found
 
 
-def measure(model, flavour):
+def measure(model: Model, flavour: Flavour) -> dict[str, Any]:
     """Return the figures of one package."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "X.mlpackage"
@@ -49,17 +50,17 @@ def measure(model, flavour):
     }  # fmt: skip
 
 
-def row(flavour, found):
+def row(flavour: Flavour, found: dict[str, Any]) -> str:
     """Return a line of the table."""
-    blocks = " ".join(f"{snr:.1f}" for snr in found["snr_db"])
+    blocks, worst = " ".join(f"{snr:.1f}" for snr in found["snr_db"]), min(found["snr_db"])
     name = flavour.precision if flavour.state == "explicit" else f"{flavour.precision}, Core ML states"
     return (
-        f"| {name} | {found['bytes'] / 1e6:.2f} | {min(found['snr_db']):.1f} | {blocks} | {found['mask']:.1e} "
+        f"| {name} | {found['bytes'] / 1e6:.2f} | {worst:.1f} | {blocks} | {found['mask']:.1e} "
         f"| {found['coefs']:.1e} | {found['lsnr_db']:.1e} | {least_snr_db(flavour):g} |"
     )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("models", nargs="+", help="names or paths, as for dfstream")
     parser.add_argument("--json", type=Path, help="file that keeps results")
