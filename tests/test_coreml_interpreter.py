@@ -1,6 +1,8 @@
 """Running packages: states, and whole programs against onnxruntime."""
 
 import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -95,6 +97,26 @@ def test_nothing_is_kept_between_calls():
     together = list(zip(one, other, strict=True))[-1][0]
     for a, b in zip(alone, together, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_threads_share_an_interpreter():
+    """Interrupted as often as can be, each computes what it computes alone."""
+    running = interpreter(handmade.everything())
+    feeds = [{"x": noise(1, 2, 1, 8), "s": noise(1, 2, 1, 8)} for _ in range(4)]
+
+    def sums(feed):
+        return [running.run(feed)[0]["y"].tobytes() for _ in range(300)]
+
+    alone = [running.run(feed)[0]["y"].tobytes() for feed in feeds]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(sums, feeds))
+    finally:
+        sys.setswitchinterval(before)
+    for results, want in zip(found, alone, strict=True):
+        assert set(results) == {want}
 
 
 @pytest.mark.parametrize("kind", ["identity", "reshape", "transpose", "slice_by_index", "cast"])

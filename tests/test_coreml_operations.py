@@ -369,6 +369,15 @@ def test_what_only_moves_values_rounds_those_that_were_not(kind, parameters):
     np.testing.assert_array_equal(compute(made, **{"values0" if kind == "concat" else "x": x}), want)
 
 
+def test_what_was_computed_in_float32_is_rounded_by_a_cast():
+    made = Handmade({"x": ("float16", (2,))})
+    made.add("add", {"x": "x", "y": "x"}, {"sum": ("float32", (2,))})
+    made.add("mul", {"x": "sum", "y": made.const("c", np.float32(1.0001))}, {"a": ("float32", (2,))})
+    made.add("cast", {"x": "a", "dtype": made.const("d", "fp16")}, {"result": ("float16", (2,))})
+    made.result("result", "float16", (2,))
+    assert compute(made, x=np.float32([1, 3])).tolist() == [2, 6]
+
+
 def test_a_half_and_a_float_side_by_side():
     """One of two parts was never rounded: the whole is."""
     made = Handmade({"a": ("float16", (1,)), "b": ("float32", (1,))})

@@ -1,8 +1,8 @@
 """Running the program of a package by numpy: what Core ML should compute, on any platform.
 
 Everything is float32. Where a result is declared float16 it is rounded once, after the operation; sums and
-products inside of one are float32. So are inputs and states that are declared float16, as they are given.
-That is what Apple's hardware is documented to do; what its tables for sigmoid and tanh add is not imitated.
+products inside of one are float32. Inputs and states that are declared float16 are rounded as they are given.
+This is how Apple's hardware is described; the errors of its tables for sigmoid and tanh are not imitated.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _FLOATS = ("float32", "float16")
 
 class Interpreter:
     """Runs one package, any number of streams in any number of threads: it keeps nothing between calls.
+
+    States that a package has among its inputs and outputs are inputs and outputs here; those that Core ML
+    keeps are handed in and come back.
 
     Parameters
     ----------
