@@ -70,9 +70,9 @@ def command(
     """Convert MODEL, a name, a folder, an archive or a merged graph, for macOS and iOS.
 
     \b
-    fp16     half precision, but states, their update and the input convolutions in fp32
+    fp16     half precision, but states and all that only features reach in fp32
     fp32     exact to rounding
-    int8     as fp16, recurrent matrices and grouped layers in 8 bits
+    int8     as fp16, the matrices of the decoders in 8 bits
     palette  the same, as indices into 256 values found by k-means
     ane      half precision throughout, for the Neural Engine
 

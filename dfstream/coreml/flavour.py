@@ -13,9 +13,9 @@ StateStyle = Literal["explicit", "coreml"]
 
 #: How weights and arithmetic may be stored.
 PRECISIONS: dict[str, str] = {
-    "fp16": "half precision, but states, their update and the input convolutions in fp32",
+    "fp16": "half precision, but states, their update and all that only features reach in fp32",
     "fp32": "exact to rounding",
-    "int8": "as fp16, recurrent matrices and grouped layers in 8 bits, a scale for each row",
+    "int8": "as fp16, the matrices of the decoders in 8 bits, a scale for each row",
     "palette": "as int8, but 256 values chosen for each matrix by k-means",
     "ane": "half precision throughout, interface included: what the Neural Engine takes without casts",
 }
