@@ -1,4 +1,4 @@
-"""CanonicalSession over plain onnxruntime against ort-cpu: chunks, streams, cuts, parts of states, thresholds."""
+"""CanonicalSession over plain onnxruntime against ort-cpu: chunks, streams, cuts, parts, thresholds."""
 
 import dataclasses
 
@@ -181,7 +181,7 @@ def _parts(draw):
 
 @given(made=_parts())
 def test_parts_are_taken_apart_and_put_together(made):
-    """What comes in by section goes to the right channels, and what comes out of them back: DFN3's interleave."""
+    """What comes in by section goes to the right channels, and back."""
     check_round_trip(*made)
 
 
@@ -307,7 +307,7 @@ def test_refuses_what_is_no_input(frames, change, name):
 def test_refuses_no_frames():
     session = packages.onestep(oracle.case("dfn3").model)
     feeds = {**oracle.noise(oracle.case("dfn3").model.config, 0, seed=1), **initial_states(session, 1)}
-    with pytest.raises(BackendError, match="^no frames were given$"):
+    with pytest.raises(BackendError, match=r"^no frames were given$"):
         session.run(feeds)
 
 

@@ -129,7 +129,7 @@ class CanonicalSession(Session):
         """Refuse what is no input; a runtime might read past its end."""
         first = feeds.get(FEATURES[0])
         is_map = isinstance(first, np.ndarray) and first.ndim == 4
-        B, T = (first.shape[0], first.shape[2]) if is_map else (1, 1)
+        B, _, T, _ = first.shape if first is not None and is_map else (1, 1, 1, 1)
         wanted: dict[str, tuple[int, ...]] = {
             name: (B, shape[1], T, shape[3]) for name, shape in self._features.items()
         }
