@@ -79,7 +79,7 @@ def canonical(data):
 
 
 def operands(node, values, sizes, names=None):
-    """Operands by their names in MIL: tensors by name, or as ``names`` calls them, constants in their place."""
+    """Operands by their names in MIL: tensors as ``names`` calls them, constants in their place."""
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     given = [(names or {}).get(name, name) for name in node.input]
     x, *others = given

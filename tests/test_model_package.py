@@ -126,7 +126,7 @@ def test_options_out_of_range(options):
 # -- damaged -------------------------------------------------------------------------------------------------
 
 
-def written(tmp_path, edit=lambda made: None, **files):
+def written(tmp_path, edit=lambda _: None, **files):
     made = packages.by_hand(oracle.case("dfn3").model)
     edit(made)
     return made.write(tmp_path / "p.mlpackage", **files)
@@ -148,8 +148,8 @@ def _metadata(**changes):
         (_metadata(format="7"), "another version of dfstream"),
         (_metadata(config=None), "metadata is damaged"),
         (_metadata(states="[]"), "the input h has the shape"),
-        (_metadata(block_frames="2"), "the input feat_erb has the shape (1, 1, 1, 32), in its metadata (1, 1, 2, 32)"),
-        (_metadata(state="coreml", target="macos15"), "the input h has the shape (1, 144, 1, 1), in its metadata None"),
+        (_metadata(block_frames="2"), "feat_erb has the shape (1, 1, 1, 32), in its metadata (1, 1, 2, 32)"),
+        (_metadata(state="coreml", target="macos15"), "h has the shape (1, 144, 1, 1), in its metadata None"),
     ],
     ids=range(6),
 )  # fmt: skip
@@ -315,8 +315,8 @@ def test_inspected_on_the_command_line(capsys, package, kind):
             "fp32": "Core ML package: fp32, explicit states, from macos13 on, 1 frame a call",
             "ane": "Core ML package: ane, explicit states, from macos13 on, 1 frame a call",
             "coreml": "Core ML package: fp16, Core ML keeps the states, from macos15 on, 1 frame a call",
-            "block": "Core ML package: fp32, explicit states, from macos13 on, 3 frames a call, 20 ms more delay in "
-            "live audio",
+            "block": "Core ML package: fp32, explicit states, from macos13 on, 3 frames a call, "
+            "20 ms more delay in live audio",
         }[kind]
     )
     assert ("  states: h float16" in out) is (flavour.state == "coreml")
@@ -344,7 +344,7 @@ def test_a_hostile_name_of_a_tensor_stays_in_its_line(package, capsys, monkeypat
     made = package()
     inputs = {"feat\x1b[31m\nx": next(iter(made.package.inputs.values()))}
     changed = dataclasses.replace(made, package=dataclasses.replace(made.package, inputs=inputs))
-    monkeypatch.setattr(Model, "load", lambda source: changed)
+    monkeypatch.setattr(Model, "load", lambda _: changed)
     assert _run(["inspect", "x"]) == 0
     assert "\x1b" not in capsys.readouterr().out
 
