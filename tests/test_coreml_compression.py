@@ -153,3 +153,19 @@ INDEXED = {
 def test_compressed_weights_that_are_none(kind, operands, shape, changes, match):
     made = compressed(f"constexpr_{kind}", shape, "float16", {**operands, **changes}, "CoreML8")
     refused(made, match, UnsupportedGraph if match == "vectors" else ArchiveError)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint6", "string"])
+def test_weights_that_are_no_floats(dtype):
+    made = Handmade({"x": ("float32", (2, 3))})
+    values = {key: handmade.immediate(*operand) for key, operand in SCALED.items()}
+    made.add("constexpr_affine_dequantize", values, {"w": (dtype, (2, 3))})
+    made.add("relu", {"x": "x"}, {"result": ("float32", (2, 3))})
+    refused(made.result("result", "float32", (2, 3)), f"weights of {dtype}", UnsupportedGraph)
+
+
+def test_scales_that_overflow():
+    """In silence, as everywhere."""
+    operands = {**SCALED, "scale": (np.float32([1e30, 1e5]), "float32")}
+    got = expanded("constexpr_affine_dequantize", (2, 3), "float16", operands, "CoreML8")
+    assert np.isinf(got).all()

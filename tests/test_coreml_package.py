@@ -535,10 +535,53 @@ def outcome(path):
     assert message.isprintable()
 
 
+def compressed():
+    """A product with each kind of compressed weights, as iOS 18 writes them and, once, as iOS 16."""
+    made = Handmade({"x": ("float32", (1, 4, 1, 1))})
+    operands = {
+        "affine_dequantize": {
+            "quantized_data": handmade.immediate(np.ones((4, 4, 1, 1), np.int8), "int8"),
+            "scale": handmade.immediate(np.ones(4), "float16"), "zero_point": handmade.immediate(0, "int8"),
+            "axis": handmade.immediate(1, "int32"),
+        },
+        "blockwise_shift_scale": {
+            "data": made.blob(np.ones((4, 4, 1, 1), np.int8), "int4"),
+            "scale": handmade.immediate(np.ones((2, 1, 1, 1)), "float16"),
+        },
+        "lut_to_dense": {
+            "indices": made.blob(np.ones((4, 4, 1, 1), np.uint8), "uint3"),
+            "lut": made.blob(np.ones((1, 1, 1, 1, 8, 1), np.float16)),
+        },
+    }  # fmt: skip
+    packed = {
+        "indices": handmade.immediate(np.ones(4, np.uint8), "uint8"),
+        "lut": made.blob(np.ones(4, np.float16)), "shape": handmade.immediate([4, 4, 1, 1], "uint32"),
+    }  # fmt: skip
+    for kind, values in operands.items():
+        made.add(f"constexpr_{kind}", values, {kind: ("float16", (4, 4, 1, 1))})
+    made.add("constexpr_lut_to_dense", {}, {"packed": ("float16", (4, 4, 1, 1))}, packed)
+    last = "x"
+    for kind in (*operands, "packed"):
+        last = made.add("conv", {"x": last, "weight": kind}, {f"{kind}_y": ("float32", (1, 4, 1, 1))})
+    return made.result(last, "float32", (1, 4, 1, 1))
+
+
+@pytest.mark.parametrize("make", [handmade.everything, compressed])
+def test_what_is_damaged_below_is_sound_before(folder, make):
+    found = read_package(make().write(folder()))
+    feeds = {name: np.ones(tensor.shape, np.float32) for name, tensor in found.inputs.items()}
+    outputs, _ = Interpreter(found).run(feeds)
+    assert all(array.any() for array in outputs.values())
+
+
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from([MODEL, WEIGHTS, "Manifest.json"]), st.data())
-def test_flipped_bytes(tmp_path_factory, file, draw):
-    path = handmade.everything().write(tmp_path_factory.mktemp("flipped") / "p")
+@given(
+    st.sampled_from([handmade.everything, compressed]),
+    st.sampled_from([MODEL, WEIGHTS, "Manifest.json"]),
+    st.data(),
+)
+def test_flipped_bytes(tmp_path_factory, make, file, draw):
+    path = make().write(tmp_path_factory.mktemp("flipped") / "p")
     content = bytearray((path / file).read_bytes())
     for _ in range(draw.draw(st.integers(1, 3))):
         at = draw.draw(st.integers(0, len(content) - 1))
@@ -551,7 +594,7 @@ def test_flipped_bytes(tmp_path_factory, file, draw):
 @given(st.data())
 def test_operations_that_come_and_go(tmp_path_factory, draw):
     """Left out, doubled, moved, or with a byte changed whose length still fits."""
-    made = handmade.everything()
+    made = draw.draw(st.sampled_from([handmade.everything, compressed]))()
     for _ in range(draw.draw(st.integers(1, 3))):
         at = draw.draw(st.integers(0, len(made.operations) - 1))
         change = draw.draw(st.sampled_from(["drop", "double", "move", "byte"]))

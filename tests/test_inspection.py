@@ -108,6 +108,9 @@ def everywhere(monkeypatch):
 def test_measures_what_reduced_precision_does(bundled):
     rows = measure_precisions(bundled)
     assert json.loads(json.dumps(rows)) == rows, "plain values"
+    absent = {row["backend"] for row in rows if "reason" in row}
+    assert all(registry.find("backend", name).runs_on == "macOS" for name in absent)
+    rows = [row for row in rows if row["backend"] not in absent]
     snr = {(row["backend"], row["precision"]): row["snr_db"] for row in rows}
     # 84, 76 and 43 dB were measured; eight bits are a world apart from sixteen
     assert snr["numba", "int16"] > 78
@@ -132,4 +135,5 @@ def test_precisions_that_a_model_cannot_have_come_with_the_reason(synthetic_mode
     patch_model(synthetic_model("dfn3"), tmp_path, ["stateful-h0"], check=False)
     rows = measure_precisions(Model.load(tmp_path / "combined_streaming.onnx"))
     assert rows
-    assert all("export" in row["reason"] or "at hand" in row["reason"] for row in rows)
+    reasons = "export", "at hand", "on macOS only"
+    assert all(any(reason in row["reason"] for reason in reasons) for row in rows)

@@ -47,6 +47,8 @@ def expand(given: Operands) -> Constant:
     if given.operation.kind not in rules:
         raise given.unsupported("this compression is not supported")
     _, declared = given.result()
+    if declared.dtype not in ("float32", "float16"):
+        raise given.unsupported(f"weights of {declared.dtype}, supported are float32 and float16")
     values = rules[given.operation.kind](given, declared.shape)
     if values.shape != declared.shape:
         raise given.damaged(f"{list(values.shape)} of {list(declared.shape)} values")

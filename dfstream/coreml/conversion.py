@@ -31,6 +31,7 @@ __all__ = ["write_package"]
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "dfstream.mlpackage")
 
 _NETWORK = "com.apple.CoreML/model.mlmodel"
+_DATE = "com.github.apple.coremltools.conversion_date"
 
 
 def write_package(model: Model, flavour: Flavour, folder: Path) -> PackageFacts:
@@ -145,12 +146,14 @@ _TENSORS = {
 def _tidy(folder: Path) -> None:
     """Make a package that is byte for byte that of anybody else, and that others may read.
 
-    As saved, identifiers are random, entries of maps come in any order, and files are private.
+    As saved, identifiers are random, entries of maps come in any order, a date is inside, and files are
+    private.
     """
     from coremltools.proto import Model_pb2
 
     network = folder / "Data" / _NETWORK
     spec = Model_pb2.Model.FromString(network.read_bytes())
+    spec.description.metadata.userDefined.pop(_DATE, None)
     network.write_bytes(spec.SerializeToString(deterministic=True))
     manifest = folder / "Manifest.json"
     values = json.loads(manifest.read_text())

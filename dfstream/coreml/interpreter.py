@@ -53,7 +53,8 @@ class Interpreter:
 
     def __init__(self, package: Package) -> None:
         self.package = package
-        compiled = _Compiler(package)
+        with np.errstate(all="ignore"):
+            compiled = _Compiler(package)
         self._steps = tuple(compiled.steps)
         self._start = tuple(compiled.start)
         self._inputs = _ports(package.inputs, compiled.slots)
