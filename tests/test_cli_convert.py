@@ -46,7 +46,7 @@ def refused(cli, tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Packages are written without coremltools, and compared over two seconds; returns the flavours."""
+    """Packages are written without coremltools, and compared over a second; returns the flavours."""
     found = []
 
     def write(model, flavour, folder):
@@ -58,7 +58,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(conversion, "write_package", write)
     monkeypatch.setattr(fidelity, "BLOCK_S", 1)
     measure = fidelity.measure_fidelity
-    monkeypatch.setattr(fidelity, "measure_fidelity", lambda *args: measure(*args, seconds=2))
+    monkeypatch.setattr(fidelity, "measure_fidelity", lambda *args: measure(*args, seconds=1))
     return found
 
 

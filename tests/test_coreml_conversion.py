@@ -37,7 +37,7 @@ def refusal(kind, *args):
 
 
 @pytest.mark.parametrize("flavour", [
-    Flavour("int8", "coreml"), pytest.param(FP32, marks=pytest.mark.slow),
+    FP32, pytest.param(Flavour("int8", "coreml"), marks=pytest.mark.slow),
     pytest.param(Flavour("palette"), marks=pytest.mark.slow),
     pytest.param(Flavour("ane"), marks=pytest.mark.slow),
     pytest.param(Flavour("fp16", block_frames=2), marks=pytest.mark.slow),

@@ -55,7 +55,7 @@ def in_blocks(name, frames, states=None):
 # -- numbers -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", slow_but([*SYNTHETIC, "bundled"], ("dfn3", "dfn2-ll", "bundled")))
+@pytest.mark.parametrize("name", slow_but([*SYNTHETIC, "bundled"], ("dfn3", "bundled")))
 def test_float32_as_onnxruntime(name):
     (got, states), (want, after) = in_blocks(name, 1), frame_by_frame(name)
     for ours, theirs in zip(got, want, strict=True):
@@ -96,8 +96,9 @@ def test_blocks_share_their_weights(name, frames):
 @pytest.mark.parametrize(
     "flavour",
     [
-        FP32, Flavour("fp16"), Flavour("ane"), Flavour("fp16", "coreml"), Flavour("ane", "coreml"),
+        FP32, Flavour("fp16"), Flavour("ane"), Flavour("ane", "coreml"),
         Flavour("fp32", block_frames=2), pytest.param(Flavour("ane", block_frames=3), marks=pytest.mark.slow),
+        pytest.param(Flavour("fp16", "coreml"), marks=pytest.mark.slow),
         pytest.param(Flavour("int8", "coreml", block_frames=2), marks=pytest.mark.slow),
     ],
     ids=str,

@@ -6,7 +6,7 @@ import json
 import types
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
@@ -50,6 +50,7 @@ def test_reads_what_it_wrote(name, flavour):
     assert found.to_dict() == made.to_dict()
 
 
+@settings(max_examples=40)
 @given(
     precision=st.sampled_from([*PRECISIONS]), state=st.sampled_from(["explicit", "coreml"]),
     target=st.sampled_from(["", *(name for t in TARGETS for name in t.names)]), frames=st.integers(1, 16),

@@ -90,8 +90,9 @@ def one_frame(name, flavour, states):
 
 
 @pytest.mark.parametrize(("name", "precision", "kept"), [
-    ("dfn3", "fp16", True), ("bundled", "fp16", True), ("bundled", "int8", True), ("dfn3", "palette", True),
-    ("dfn3", "fp32", True), ("dfn3", "ane", False),
+    ("dfn3", "fp16", True), ("bundled", "int8", True), ("dfn3", "fp32", True), ("dfn3", "ane", False),
+    pytest.param("bundled", "fp16", True, marks=pytest.mark.slow),
+    pytest.param("dfn3", "palette", True, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_states_never_pass_through_half_precision(name, precision, kept):
     """What is too small for half precision to see is still there in the next state, but in ``ane``."""
@@ -128,7 +129,7 @@ def test_half_precision_throughout_is_the_same_whoever_keeps_the_states(name):
 
 
 @pytest.mark.parametrize(("name", "precision"), [
-    ("dfn3", "fp16"), ("dfn3", "fp32"), ("bundled", "int8"),
+    ("dfn3", "fp16"), ("bundled", "int8"), pytest.param("dfn3", "fp32", marks=pytest.mark.slow),
     pytest.param("bundled", "fp16", marks=pytest.mark.slow),
     pytest.param("dfn2-ll", "fp16", marks=pytest.mark.slow),
 ])  # fmt: skip
@@ -176,7 +177,8 @@ def _vectors(data):
 
 
 @pytest.mark.parametrize(("name", "precision"), [
-    ("bundled", "int8"), ("dfn3", "palette"), pytest.param("dfn3", "int8", marks=pytest.mark.slow),
+    ("bundled", "int8"), pytest.param("dfn3", "palette", marks=pytest.mark.slow),
+    pytest.param("dfn3", "int8", marks=pytest.mark.slow),
     pytest.param("bundled", "palette", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_compressed_are_exactly_the_matrices_of_the_decoders(name, precision):

@@ -159,12 +159,12 @@ def test_as_the_reference(mac, package, path, noisy, kind):
 def test_streams_on_one_package_do_not_mix(package, noisy, kind):
     """In turns, in a pool, in threads: each gives what it gives alone, whoever keeps the states."""
     made = package(kind)
-    signals = [noisy[start : start + 7200] for start in (20_000, 40_000, 60_000)]
+    signals = [noisy[start : start + 4800] for start in (20_000, 40_000, 60_000)]
     want = [joined(Stream(package(kind), backend="mlpackage"), x) for x in signals]
     streams = [Stream(made, backend="mlpackage") for _ in signals]
     turns = [
         [s.process(x[i : i + 480]) for s, x in zip(streams, signals, strict=True)]
-        for i in range(0, 7200, 480)
+        for i in range(0, 4800, 480)
     ]
     for k, stream in enumerate(streams):
         got = np.concatenate([*(turn[k] for turn in turns), stream.flush()])
@@ -172,7 +172,7 @@ def test_streams_on_one_package_do_not_mix(package, noisy, kind):
     pool = StreamPool(made, capacity=3, backend="mlpackage")
     for key in range(3):
         pool.join(key)
-    found = [pool.process({k: x[i : i + 480] for k, x in enumerate(signals)}) for i in range(0, 7200, 480)]
+    found = [pool.process({k: x[i : i + 480] for k, x in enumerate(signals)}) for i in range(0, 4800, 480)]
     for key in range(3):
         got = np.concatenate([*(turn[key] for turn in found), pool.leave(key)])
         np.testing.assert_array_equal(got, want[key])
