@@ -118,6 +118,23 @@ def test_states_never_pass_through_half_precision(name, precision, kept):
             assert moved.max() > 0.9 * small.min(), state
 
 
+@pytest.mark.parametrize("name", ["dfn3", "bundled"])
+def test_updates_of_states_are_float32(name):
+    """All that is between a next state and the gates and convolutions that it is made of."""
+    package = read_package(packages.converted(name, FP16))
+    makers = {result: o for o in package.program.operations for result in o.outputs}
+    pending, seen = [n for n in package.outputs if n.endswith("_out")], set()
+    while pending:
+        result = pending.pop()
+        operation = makers.get(result)
+        made_here = operation is not None and operation.kind not in ("conv", "sigmoid", "tanh", "relu")
+        if made_here and result not in seen:
+            seen.add(result)
+            pending += [name for names in operation.arguments.values() for name in names]
+            assert operation.kind == "cast" or operation.outputs[result].dtype == "float32", result
+    assert {makers[result].kind for result in seen} >= {"concat", "add", "sub", "mul", "slice_by_index"}
+
+
 @pytest.mark.parametrize("name", ["dfn3", pytest.param("bundled", marks=pytest.mark.slow)])
 def test_half_precision_throughout_is_the_same_whoever_keeps_the_states(name):
     feats, frames = oracle.case(name).feats, 120
