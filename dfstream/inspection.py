@@ -8,14 +8,18 @@ import numpy as np
 
 from dfstream import registry
 from dfstream.backends.base import backend_names
-from dfstream.errors import BackendError, ModelError
+from dfstream.errors import BackendError, ModelError, UsageError
 from dfstream.modes.base import find_mode, mode_names
 
 if TYPE_CHECKING:
+    from dfstream.coreml.package import Package
     from dfstream.model import Model
     from dfstream.patches.recipe import Recipe
 
 __all__ = ["coreml_partitions", "inspect_model", "measure_precisions"]
+
+#: The mode that Core ML packages run in.
+_PACKAGE_MODE = "incremental"
 
 
 def inspect_model(model: Model) -> dict[str, Any]:
@@ -25,7 +29,8 @@ def inspect_model(model: Model) -> dict[str, Any]:
     -------
     dict
         ``name``, ``origin``, ``sha256``, ``variant``, ``config``, ``delay``, ``network`` (None where only
-        patched graphs are at hand), ``graphs`` (inputs and outputs at hand) and ``modes``.
+        patched graphs are at hand), ``graphs`` (inputs and outputs at hand), ``package`` (None for all but
+        Core ML packages) and ``modes``.
     """
     c = model.config
     return {
@@ -41,6 +46,7 @@ def inspect_model(model: Model) -> dict[str, Any]:
         },
         "network": _network(model) if model.is_export else None,
         "graphs": {stem: _interface(data) for stem, data in model.files_at_hand().items()},
+        "package": _package(model),
         "modes": {name: _mode(model, name) for name in mode_names()},
     }
 
@@ -60,7 +66,7 @@ def measure_precisions(model: Model) -> list[dict[str, Any]]:
         for precision in reduced:
             try:
                 figures = _compare(model, name, exact, precision)
-            except (BackendError, ModelError) as error:
+            except (BackendError, ModelError, UsageError) as error:
                 figures = {"reason": str(error)}
             found.append({"backend": name, "precision": precision, **figures})
     return found
@@ -81,6 +87,8 @@ def coreml_partitions(model: Model) -> list[dict[str, Any]]:
     from dfstream.coreml.partitions import partition, simplified
     from dfstream.patching import canonical_recipe
 
+    if model.package is not None:
+        return [{"graph": model.name, "reason": "a Core ML package already: ONNX Runtime has no part in it"}]
     at_hand = model.source_graphs() if model.is_export else model.files_at_hand()
     graphs: dict[str, Recipe | None] = dict.fromkeys(at_hand)
     for recipe in (find_mode("incremental").recipe(), canonical_recipe()) if model.is_export else ():
@@ -158,9 +166,47 @@ def _interface(data: bytes) -> dict[str, Any]:
     }
 
 
+def _package(model: Model) -> dict[str, Any] | None:
+    """Return what a Core ML package says of itself, and what its files are."""
+    from dfstream.coreml.metadata import PackageFacts
+
+    if (package := model.package) is None:
+        return None
+    said = PackageFacts.from_properties(package.metadata, model.origin).to_dict()
+    keys = ("precision", "state", "target", "block_frames", "block_delay_samples", "licence")
+    ports = {"inputs": package.inputs, "outputs": package.outputs, "states": package.states}
+    return {
+        **{key: said[key] for key in keys},
+        "sha256": package.sha256,
+        "specification_version": package.specification_version,
+        "operations": len(package.program.operations),
+        **{
+            kind: {name: {"shape": list(t.shape), "dtype": t.dtype} for name, t in tensors.items()}
+            for kind, tensors in ports.items()
+        },
+    }
+
+
+def _package_mode(model: Model, package: Package) -> dict[str, Any]:
+    """Return what the one mode of a package carries."""
+    from dfstream.coreml.metadata import PackageFacts
+
+    facts = PackageFacts.from_properties(package.metadata, model.origin)
+    return {
+        "possible": True,
+        "exact": facts.flavour.precision == "fp32" and facts.flavour.state == "explicit",
+        "graphs": [package.path.name],
+        "at_hand": True,
+        "frames_per_hop": 1,
+        "states": {name: list(state.shape) for name, state in facts.states.items()},
+    }
+
+
 def _mode(model: Model, name: str) -> dict[str, Any]:
     """Say whether a mode is possible, and what it would carry."""
     mode = find_mode(name)
+    if model.package is not None and name == _PACKAGE_MODE:
+        return _package_mode(model, model.package)
     try:
         recipe = mode.recipe()
         frames = mode.frames_per_hop(model)

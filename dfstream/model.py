@@ -113,8 +113,9 @@ class Model:
         Raises
         ------
         UnsupportedGraph
-            Only patched graphs are at hand.
+            Only patched graphs are at hand, or a Core ML package.
         """
+        self._refuse_package()
         if self._facts is None:
             raise UnsupportedGraph(f"{self.origin}: only patched graphs are at hand, not the export")
         return self._facts
@@ -131,8 +132,9 @@ class Model:
         Raises
         ------
         UnsupportedGraph
-            No window can: a time convolution stands behind a GRU.
+            No window can: a time convolution stands behind a GRU. Or it is a Core ML package.
         """
+        self._refuse_package()
         window = self._facts.window if self._facts else self._window
         if window is None:
             reason = self._facts.window_reason if self._facts else "a time convolution stands behind a GRU"
@@ -176,12 +178,7 @@ class Model:
         UnsupportedGraph
             As `graphs`.
         """
-        if self.package is not None:
-            raise UnsupportedGraph(
-                f"{self.origin} is a Core ML package: it runs in the mode incremental, on mlpackage and "
-                "mlpackage-reference",
-                hint="load the original export: every mode can be made from it",
-            )
+        self._refuse_package()
         if not self._sources:
             have = ", ".join(sorted(self._patched))
             raise UnsupportedGraph(
@@ -223,6 +220,15 @@ class Model:
                 sessions = backend.open(self, chosen).values()
                 self._sessions[key] = dict(zip(recipe.stems, sessions, strict=True))
             return self._sessions[key]
+
+    def _refuse_package(self) -> None:
+        """Refuse what a Core ML package cannot tell or become."""
+        if self.package is not None:
+            raise UnsupportedGraph(
+                f"{self.origin} is a Core ML package: it runs in the mode incremental, on mlpackage and "
+                "mlpackage-reference",
+                hint="load the original export: every mode can be made from it",
+            )
 
     def _merged(self) -> gs.Graph:
         from dfstream.patches.graph import import_graph

@@ -71,18 +71,18 @@ def canonical(data):
             (made.weight if array.size >= 10 else made.const)(name, array)
     for node in graph.node:
         (result,) = node.output
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        operands = _operands(node, attributes, values, sizes)
         kind = {"Slice": "slice_by_index"}.get(node.op_type, node.op_type.lower())
-        made.add(kind, operands, {result: ("float32", sizes[result])})
+        made.add(kind, operands(node, values, sizes), {result: ("float32", sizes[result])})
     for value in graph.output:
         made.result(value.name, "float32", sizes[value.name])
     return made
 
 
-def _operands(node, attributes, values, sizes):
-    """Operands by their names in MIL: tensors by name, constants in their place."""
-    x, *others = node.input
+def operands(node, values, sizes, names=None):
+    """Operands by their names in MIL: tensors as ``names`` calls them, constants in their place."""
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    given = [(names or {}).get(name, name) for name in node.input]
+    x, *others = given
     if node.op_type == "Conv":
         top, left, bottom, right = attributes.get("pads", [0] * 4)
         return {
@@ -92,9 +92,9 @@ def _operands(node, attributes, values, sizes):
             "pad_type": constant("custom"), "pad": constant([top, bottom, left, right]),
         }  # fmt: skip
     if node.op_type == "Concat":
-        return {"values": list(node.input), "axis": constant(attributes["axis"])}
+        return {"values": given, "axis": constant(attributes["axis"])}
     if node.op_type == "Slice":
-        begin, end = [0] * 4, list(sizes[x])
+        begin, end = [0] * 4, list(sizes[node.input[0]])
         for start, stop, axis in zip(*(values[name] for name in others[:3]), strict=True):
             begin[axis], end[axis] = start, min(stop, end[axis])
         return {"x": x, "begin": constant(begin), "end": constant(end)}

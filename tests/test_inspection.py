@@ -7,7 +7,7 @@ import pytest
 
 import synthetic
 from conftest import SYNTHETIC
-from dfstream import registry
+from dfstream import inspection, registry
 from dfstream.backends.base import backend_names
 from dfstream.errors import BackendUnavailable
 from dfstream.inspection import inspect_model, measure_precisions
@@ -98,6 +98,13 @@ def test_export_with_patched_graphs_beside_it(synthetic_folder, tmp_path):
     }
 
 
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Only the backends that need nothing: packages are streamed in their own tests, for half a minute."""
+    monkeypatch.setattr(inspection, "backend_names", lambda: ["numba", "ort-cpu"])
+
+
+@pytest.mark.usefixtures("everywhere")
 def test_measures_what_reduced_precision_does(bundled):
     rows = measure_precisions(bundled)
     assert json.loads(json.dumps(rows)) == rows, "plain values"
@@ -123,6 +130,7 @@ def test_precisions_of_a_backend_that_is_not_here_come_with_the_reason(bundled, 
     assert all(row["reason"] == f"{row['backend']}: not on this machine" for row in rows)
 
 
+@pytest.mark.usefixtures("everywhere")
 def test_precisions_that_a_model_cannot_have_come_with_the_reason(synthetic_model, tmp_path):
     patch_model(synthetic_model("dfn3"), tmp_path, ["stateful-h0"], check=False)
     rows = measure_precisions(Model.load(tmp_path / "combined_streaming.onnx"))

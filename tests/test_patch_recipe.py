@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
-from dfstream.patches.graph import export_graph
+from dfstream.patches.graph import export_graph, import_graph, sections
 from dfstream.patches.lean import lean_recipe
 from dfstream.patches.recipe import read_metadata
 
@@ -190,3 +191,85 @@ def test_refuses_another_format():
 def test_refuses_damaged_metadata(changes):
     with pytest.raises(ModelError, match=r"combined: its dfstream metadata is damaged"):
         read_metadata(changed(**changes), "combined")
+
+
+# -- parts of the network ------------------------------------------------------------------------------
+
+
+@oracle.every_model()
+def test_parts_of_the_packed_state_are_the_vectors_of_the_grus(name):
+    """They cover all channels; each is a hidden vector, as many in each section as it has layers."""
+    c = oracle.case(name)
+    (data,) = c.graphs(RECIPES["canonical"])
+    found = read_metadata(onnx.load_from_string(data), "")
+    assert found.parts.keys() == {"h"}
+    parts, (_, channels, _, _) = found.parts["h"], oracle.ports(data)[0]["h"]
+    assert [part.start for part in parts] == np.cumsum([0, *(part.size for part in parts[:-1])]).tolist()
+    assert sum(part.size for part in parts) == channels
+    by_section = {s: [p.size for p in parts if p.section == s] for s in ("enc", "erb", "df")}
+    assert by_section == {s: [size] * layers for s, (layers, size) in c.model.facts.grus.items()}
+
+
+@pytest.mark.parametrize("name", ["dfn3", "dfn2-ll", "dfn3-ll", "bundled"])
+def test_sections_of_canonical_states_are_what_their_results_depend_on(name):
+    """Told by trying: a state of a decoder moves that decoder's result, and nothing else."""
+    c = oracle.case(name)
+    (data,) = c.graphs(RECIPES["canonical"])
+    found = read_metadata(onnx.load_from_string(data), "")
+    inputs, outputs = oracle.ports(data)
+    feats = {key: array[:, :, :1] for key, array in c.feats.items()}
+    rng = np.random.default_rng(6)
+    states = {n: rng.uniform(-0.5, 0.5, s).astype(np.float32) for n, s in inputs.items() if n not in feats}
+    before = oracle.run(data, {**feats, **states})
+    regions = [(n, found.sections[n], slice(None)) for n in states if n not in found.parts]
+    regions += [
+        (n, part.section, slice(part.start, part.start + part.size))
+        for n, parts in found.parts.items()
+        for part in parts
+    ]
+    assert {section for _, section, _ in regions} == {"enc", "erb", "df"}
+    moved = {"enc": {"lsnr", "mask", "coefs"}, "erb": {"mask"}, "df": {"coefs"}}
+    for state, section, channels in regions:
+        changed = states[state].copy()
+        changed[:, channels] += rng.uniform(0.1, 0.5, changed[:, channels].shape).astype(np.float32)
+        after = oracle.run(data, {**feats, **states, state: changed})
+        touched = {key for key in ("lsnr", "mask", "coefs") if not np.array_equal(after[key], before[key])}
+        assert touched == moved[section], (state, channels)
+    assert outputs.keys() >= {f"{name}_out" for name in states}
+
+
+@pytest.mark.parametrize("recipe", ["incremental", "streaming", "stateful-h0"])
+def test_states_of_one_part_have_no_parts(recipe):
+    for data in oracle.case("dfn3").graphs(RECIPES[recipe]):
+        assert read_metadata(onnx.load_from_string(data), "").parts == {}
+        assert not any("parts" in state for state in json.loads(values(data)["dfstream.states"]))
+
+
+@pytest.mark.parametrize("parts", [
+    None, 5, "enc", [5], [{"section": "enc"}], [{"section": "enc", "start": 0, "size": 1, "more": 1}],
+])  # fmt: skip
+def test_damaged_parts_are_refused(parts):
+    (data,) = oracle.case("dfn3").graphs(RECIPES["canonical"])
+    model = onnx.load_from_string(data)
+    (entry,) = [p for p in model.metadata_props if p.key == "dfstream.states"]
+    states = json.loads(entry.value)
+    states[0]["parts"] = parts
+    entry.value = json.dumps(states)
+    with pytest.raises(ModelError, match="x: its dfstream metadata is damaged") as caught:
+        read_metadata(model, "x")
+    assert str(caught.value).isprintable()
+
+
+def test_sections_go_by_structure():
+    """The encoder is what the LSNR depends on; the mask of a canonical graph is called otherwise."""
+    for recipe, mask in (("canonical", "mask"), ("incremental", "m")):
+        (data,) = oracle.case("dfn3").graphs(RECIPES[recipe])
+        graph = import_graph(onnx.load_from_string(data))
+        found = sections(graph)
+        of = {name: {id(n) for n in graph.nodes if id(n) in members} for name, members in found.items()}
+        assert all(of.values())
+        assert of["enc"].isdisjoint(of["erb"] | of["df"])
+        makers = {t.name: id(t.inputs[0]) for t in graph.outputs}
+        assert makers["lsnr"] in of["enc"]
+        assert makers[mask] in of["erb"] - of["df"]
+        assert makers["coefs"] in of["df"] - of["erb"]

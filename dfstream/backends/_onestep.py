@@ -128,7 +128,8 @@ class CanonicalSession(Session):
     def _check(self, feeds: Arrays) -> None:
         """Refuse what is no input; a runtime might read past its end."""
         first = feeds.get(FEATURES[0])
-        B, T = (first.shape[0], first.shape[2]) if first is not None and np.ndim(first) == 4 else (1, 1)
+        is_map = isinstance(first, np.ndarray) and first.ndim == 4
+        B, _, T, _ = first.shape if first is not None and is_map else (1, 1, 1, 1)
         wanted: dict[str, tuple[int, ...]] = {
             name: (B, shape[1], T, shape[3]) for name, shape in self._features.items()
         }
@@ -165,7 +166,7 @@ class CanonicalSession(Session):
         """Put a state of the canonical graph together from ours."""
         pieces = self._pieces[name]
         if len(pieces) == 1:
-            return feeds[name]
+            return feeds[next(iter(pieces))]
         packed = np.empty(self._canonical[name].shape, np.float32)
         for piece, where in pieces.items():
             start = 0

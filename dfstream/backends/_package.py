@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import hashlib
 from typing import TYPE_CHECKING, ClassVar
@@ -13,7 +14,7 @@ from dfstream.backends.base import Backend, check_options
 from dfstream.coreml.flavour import Flavour
 from dfstream.coreml.metadata import PackageFacts
 from dfstream.coreml.package import Package, read_package
-from dfstream.errors import UsageError
+from dfstream.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,11 +106,13 @@ class PackageBackend(Backend):
         sources = diskcache.source_digest("coreml", "patches")
         digest = hashlib.sha256(f"{key} {sources}".encode()).hexdigest()[:32]
         path = diskcache.cache_root() / "coreml" / "packages" / f"{digest}.mlpackage"
-        if not path.exists():
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(f"cannot make the folder {path.parent}: {error.strerror}") from error
-            with atomic.replacing_folder(path) as temporary:
-                write_package(model, flavour, temporary)
+        with contextlib.suppress(ModelError):  # what is damaged is made again
+            if path.exists():
+                return read_package(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+        with atomic.replacing_folder(path) as temporary:
+            write_package(model, flavour, temporary)
         return read_package(path)

@@ -43,7 +43,11 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"  delay      {delay['samples']} samples ({delay['ms']:.0f} ms), "
         f"{delay['lookahead_frames']} frames of lookahead",
     ]
-    lines += [*_network(facts["network"]), *_graphs(facts["graphs"]), *_modes(facts["modes"])]
+    if facts["package"] is None:
+        lines += [*_network(facts["network"]), *_graphs(facts["graphs"])]
+    else:
+        lines += _package(facts["package"], c)
+    lines += _modes(facts["modes"])
     lines += _precisions(facts["precisions"]) if "precisions" in facts else []
     lines += _coreml(facts["coreml"]) if "coreml" in facts else []
     return lines
@@ -72,6 +76,26 @@ def _graphs(graphs: dict[str, Any]) -> list[str]:
         # exporters write meaningless symbols into the shapes of outputs: names only
         lines += [f"    inputs: {inputs}", f"    outputs: {', '.join(graph['outputs'])}"]
     return lines
+
+
+def _package(package: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    keeper = "Core ML keeps the states" if package["state"] == "coreml" else "explicit states"
+    frames = package["block_frames"]
+    call = f"{frames} frame{'s' if frames > 1 else ''} a call"
+    if frames > 1:
+        ms = 1000 * package["block_delay_samples"] / config["sample_rate"]
+        call += f", {ms:.0f} ms more delay in live audio"
+    lines = [
+        f"Core ML package: {package['precision']}, {keeper}, from {package['target']} on, {call}",
+        f"  {package['operations']} operations, specification {package['specification_version']}, "
+        f"sha256 {package['sha256']}",
+    ]
+    for kind in ("inputs", "outputs", "states"):
+        tensors = ", ".join(
+            f"{name} {t['dtype']} [{', '.join(map(str, t['shape']))}]" for name, t in package[kind].items()
+        )
+        lines += [f"  {kind}: {tensors}"] if tensors else []
+    return [one_line(line) for line in lines]
 
 
 def _modes(modes: dict[str, Any]) -> list[str]:

@@ -94,7 +94,7 @@ class Flavour:
                 f"block_frames = {self.block_frames!r}, expected a whole number, 1 to {_MOST_FRAMES}",
                 hint="a block is unrolled: longer ones make programs that take long to load",
             )
-        if self.state == "coreml" and self.generation.year < _STATEFUL.year:
+        if self.generation.year < _STATEFUL.year and self.state == "coreml":
             raise UsageError(
                 f"Core ML states need {' or '.join(_STATEFUL.names[:2])}, not {self.target}",
                 hint="use explicit states, or another target",

@@ -28,6 +28,9 @@ _FORMAT = "1"
 #: Version of the definition of the features; a package of another one needs another signal processing.
 _FEATURES_VERSION = "1"
 
+#: Parts of the network, as `dfstream.patches.graph.sections` calls them.
+_SECTIONS = ("enc", "erb", "df")
+
 
 @dataclasses.dataclass(frozen=True)
 class PackageFacts:
@@ -195,10 +198,15 @@ def _state(values: dict[str, Any]) -> CanonicalState:
     shape = tuple(values["shape"])
     if len(shape) != 4 or not all(type(size) is int and 0 < size < 1 << 20 for size in shape):
         raise ValueError(f"a state of the shape {shape}")
+    if not isinstance(values["name"], str) or values["name"] in FEATURES:
+        raise ValueError(f"a state called {values['name']!r}")
+    if values["section"] not in _SECTIONS:
+        raise ValueError(f"a state of the section {values['section']!r}")
     parts = tuple(Part(**part) for part in values["parts"])
     end = 0
     for part in parts:
-        if part.start != end or part.section not in ("enc", "erb", "df") or part.size < 1:
+        whole = type(part.start) is type(part.size) is int
+        if not whole or part.start != end or part.size < 1 or part.section not in _SECTIONS:
             raise ValueError("parts of a state that do not cover it")
         end += part.size
     if parts and end != shape[1]:
