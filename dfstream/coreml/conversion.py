@@ -86,8 +86,14 @@ def _facts(model: Model, proto: onnx.ModelProto, flavour: Flavour) -> PackageFac
         name: CanonicalState(shapes[name], sections.get(name, "enc"), parts.get(name, ()))
         for name in state_inputs(shapes, [value.name for value in proto.graph.output])
     }
-    licence = catalog.get(model.name).licence if catalog.is_known(model.name) else "that of the model"
-    return PackageFacts(model.name, model.sha256, model.config, flavour, states, licence)
+    return PackageFacts(model.name, model.sha256, model.config, flavour, states, _licence(model))
+
+
+def _licence(model: Model) -> str:
+    """Return the licence of a model that came by its name; a folder may be called like one."""
+    known = catalog.locate(model.name) if catalog.is_known(model.name) else None
+    official = known is not None and str(known.path) == model.origin
+    return catalog.get(model.name).licence if official else "that of the model"
 
 
 def _check_names(description: Any, facts: PackageFacts) -> None:

@@ -235,8 +235,8 @@ def operation_name(node: onnx.NodeProto) -> str:
 
 
 def constant_name(initializer: str) -> str:
-    """Return the name of the constant of a weight."""
-    return _plain(initializer)
+    """Return the name of the constant of a weight; no operation has such a name."""
+    return _plain(f"weight {initializer}")
 
 
 def _plain(name: str) -> str:

@@ -27,7 +27,7 @@ _STATEFUL = re.compile(
 #: What a block adds to the names of a frame's operations.
 _FRAME = re.compile(r"_t\d+$")
 
-#: Smallest matrix worth compressing, elements.
+#: A matrix is worth compressing if it has more elements; coremltools takes it the same way.
 _MATRIX = 2048
 
 #: What coremltools adds to the name of a constant that it stores in half precision.
@@ -126,6 +126,6 @@ def decoder_matrices(graph: onnx.GraphProto) -> list[str]:
     for node in reversed(graph.node):
         if encoder.intersection(node.output):
             encoder.update(node.input)
-        elif node.op_type == "Conv" and widths[node.input[0]] == 1 and sizes[node.input[1]] >= _MATRIX:
+        elif node.op_type == "Conv" and widths[node.input[0]] == 1 and sizes[node.input[1]] > _MATRIX:
             found.append(node.input[1])
     return found
