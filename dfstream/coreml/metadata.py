@@ -10,7 +10,6 @@ from dfstream import __version__
 from dfstream.backends._onestep import CanonicalState
 from dfstream.config import ModelConfig
 from dfstream.coreml.flavour import Flavour, state_shape
-from dfstream.dsp.erb import erb_widths
 from dfstream.errors import ModelError, UsageError
 from dfstream.interface import FEATURES, MASK, state_output
 from dfstream.patches.recipe import Part
@@ -108,6 +107,8 @@ class PackageFacts:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
+        from dfstream.dsp.erb import erb_widths  # not above: it compiles kernels, backends are but looked at
+
         c, explicit = self.config, self.flavour.state == "explicit"
         half = self.flavour.half_interface or not explicit
         return {
