@@ -29,6 +29,7 @@ __all__ = [
     "UnsupportedGraph",
     "UsageError",
     "VerifyFailed",
+    "first_line",
     "one_line",
 ]
 
@@ -42,6 +43,11 @@ def one_line(text: str) -> str:
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def first_line(error: Exception) -> str:
+    """Return what a foreign error says, in one line; its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class DfstreamError(Exception):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from dfstream.errors import ArchiveError, UnsupportedGraph
+from dfstream.errors import ArchiveError, UnsupportedGraph, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ def parse_graph(data: bytes, name: str) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise ArchiveError(f"{name}: not a valid ONNX graph ({reason})") from error
     _check_growth(model.graph, name)
     return model

@@ -316,3 +316,23 @@ def test_serves_one_mode():
     only = "^the backend mlpackage runs the mode incremental, not streaming$"
     with pytest.raises(UnsupportedGraph, match=only):
         check_incremental("mlpackage", "streaming")
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_caller_may_overwrite_what_it_fed(size):
+    """The engine hands out views of its buffers, and states of before are the caller's to change."""
+    c = oracle.case("dfn3")
+    feats = short(c.feats, 12)
+    want, _ = run(packages.onestep(c.model, 4), feats, size)
+    session, pieces = packages.onestep(c.model, 4), []
+    states = initial_states(session, 1)
+    buffer = {name: np.empty_like(array[:, :, :size]) for name, array in feats.items()}
+    for piece in oracle.cut(feats, size):
+        for name, array in piece.items():
+            buffer[name][...] = array
+        out = session.run({**buffer, **states})
+        for array in (*buffer.values(), *states.values()):
+            array.fill(np.nan)
+        states = {name: out[state_output(name)] for name in states}
+        pieces.append({name: array.copy() for name, array in out.items()})
+    check_same_bits(oracle.join(pieces), want)

@@ -150,7 +150,7 @@ class CanonicalSession(Session):
                 name: np.concatenate([feeds[_PENDING[name]][:, :, :done], array], axis=2)
                 for name, array in features.items()
             }
-        state = {name: self._packed(name, feeds) for name in self._canonical}
+        state = {name: self._packed(name, feeds).copy() for name in self._canonical}
         T, N = features[FEATURES[0]].shape[2], self._frames
         parts = []
         for start in range(0, T, N):
@@ -190,8 +190,8 @@ class CanonicalSession(Session):
         """Return the features that no whole call has covered, as states."""
         if self._frames == 1:
             return {}
-        left = {
-            state_output(_PENDING[name]): _filled(array[:, :, covered:], self._frames - 1)
+        left = {  # copies: features may lie in a buffer that is used again
+            state_output(_PENDING[name]): _filled(array[:, :, covered:], self._frames - 1).copy()
             for name, array in features.items()
         }
         count = features[FEATURES[0]].shape[2] - covered

@@ -17,7 +17,7 @@ import numpy as np
 from dfstream.arguments import check_choice
 from dfstream.backends._onestep import CanonicalSession, CanonicalState, check_incremental
 from dfstream.backends.base import Backend, check_options
-from dfstream.errors import BackendError, BackendUnavailable, UnsupportedGraph, UsageError
+from dfstream.errors import BackendError, BackendUnavailable, UnsupportedGraph, UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -156,7 +156,7 @@ class CoremlEp(Backend):
                     continue
                 hint = "pip install -U onnxruntime" if unknown else "use the backend ort-cpu, or other units"
                 raise BackendError(
-                    f"{self.name}: Core ML cannot load {name} ({_first_line(error)})", hint=hint
+                    f"{self.name}: Core ML cannot load {name} ({first_line(error)})", hint=hint
                 ) from error
 
     def _options(self) -> dict[str, str]:
@@ -193,7 +193,7 @@ class _Network:
         try:
             results = self._session.run(self._outputs, given)
         except Exception as error:
-            raise BackendError(f"coreml-ep: {self._name} failed ({_first_line(error)})") from error
+            raise BackendError(f"coreml-ep: {self._name} failed ({first_line(error)})") from error
         widened = (array.astype(np.float32, copy=False) for array in results)
         return dict(zip(self._outputs, widened, strict=True))
 
@@ -238,14 +238,10 @@ def _runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailable(
-            f"coreml-ep: onnxruntime cannot be imported ({_first_line(error)})",
+            f"coreml-ep: onnxruntime cannot be imported ({first_line(error)})",
             hint="pip install onnxruntime",
         ) from error
     return onnxruntime
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 BACKEND = CoremlEp

@@ -15,7 +15,7 @@ from dfstream.arguments import check_choice
 from dfstream.backends._package import PackageBackend
 from dfstream.backends.base import Backend
 from dfstream.coreml.agreement import Mismatch, check_agreement
-from dfstream.errors import BackendError, BackendUnavailable
+from dfstream.errors import BackendError, BackendUnavailable, first_line
 from dfstream.interface import state_output
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class _Loaded:
             )
         except Exception as error:  # Core ML's errors share no base class
             raise BackendError(
-                f"mlpackage: Core ML cannot load {package.path} ({_first_line(error)})"
+                f"mlpackage: Core ML cannot load {package.path} ({first_line(error)})"
             ) from error
         self._inputs, self._states = package.inputs, package.states
         self._state = self._model.make_state() if package.states else None
@@ -125,7 +125,7 @@ class _Loaded:
                 results = _widened(self._model.predict(given, state=self._state))
                 after = {name: np.array(self._state.read_state(name), np.float32) for name in self._states}
         except Exception as error:
-            raise BackendError(f"mlpackage: Core ML failed ({_first_line(error)})") from error
+            raise BackendError(f"mlpackage: Core ML failed ({first_line(error)})") from error
         shaped = {state_output(name): array.reshape(feeds[name].shape) for name, array in after.items()}
         return {**results, **shaped}
 
@@ -165,10 +165,6 @@ def _runtime() -> Any:
             hint="mlpackage-reference runs packages here, slowly; numba and ort-cpu run the model",
         )
     return coremltools()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 BACKEND = Mlpackage

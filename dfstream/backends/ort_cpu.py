@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from dfstream.backends.base import Backend, Session, check_options
-from dfstream.errors import BackendError, BackendUnavailable, UnsupportedGraph, UsageError
+from dfstream.errors import BackendError, BackendUnavailable, UnsupportedGraph, UsageError, first_line
 from dfstream.interface import FEATURES, RESULTS, state_inputs, state_output
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class OrtCpu(Backend):
         except Exception as error:  # the runtime's errors share no base class
             hint = "int8 needs a recent onnxruntime: pip install -U onnxruntime"
             raise BackendError(
-                f"{self.name}: cannot load {name} ({_first_line(error)})",
+                f"{self.name}: cannot load {name} ({first_line(error)})",
                 hint=hint if self.precision == "int8" else None,
             ) from error
         return _OrtSession(session, name)
@@ -128,7 +128,7 @@ class _OrtSession(Session):
         try:
             return dict(zip(self._outputs, self._session.run([*self._outputs], feeds), strict=True))
         except Exception as error:
-            raise BackendError(f"ort-cpu: {self._name} failed ({_first_line(error)})") from error
+            raise BackendError(f"ort-cpu: {self._name} failed ({first_line(error)})") from error
 
     def runner(self, batch: int) -> Callable[[Arrays], Arrays]:
         """Return bound buffers where every tensor has one size, else `run`."""
@@ -149,7 +149,7 @@ class _OrtSession(Session):
             try:
                 self._session.run_with_iobinding(binding)
             except Exception as error:
-                raise BackendError(f"ort-cpu: {self._name} failed ({_first_line(error)})") from error
+                raise BackendError(f"ort-cpu: {self._name} failed ({first_line(error)})") from error
 
         return call
 
@@ -215,13 +215,9 @@ def _runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailable(
-            f"ort-cpu: onnxruntime cannot be imported ({_first_line(error)})", hint="pip install onnxruntime"
+            f"ort-cpu: onnxruntime cannot be imported ({first_line(error)})", hint="pip install onnxruntime"
         ) from error
     return onnxruntime
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 BACKEND = OrtCpu

@@ -60,9 +60,9 @@ class BackendLine(NameOf):
         super().convert(str(value).partition(":")[0], param, ctx)
         return str(value)
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Show the names and the form."""
-        return f"{super().get_metavar(param, ctx)}[:OPTION=VALUE,...]"
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
+        """Show the form: the names are too many for a line."""
+        return "NAME[:OPTION=VALUE,...]"
 
 
 MODE = NameOf("mode", mode_names)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--backend", type=BACKEND, default="auto", show_default=True,
-    help="What runs them; auto takes the quickest that serves.",
+    help="What runs them; auto takes the quickest that serves, dfstream doctor lists all.",
 )  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(["float32", "int16", "fp16", "int8"]), default="float32",

@@ -14,7 +14,7 @@ from dfstream.coreml.emission import emit_program, tensor_shapes
 from dfstream.coreml.metadata import PackageFacts
 from dfstream.coreml.precision import compress_weights, compute_precision
 from dfstream.coreml.toolbox import coremltools, quietly
-from dfstream.errors import BackendError
+from dfstream.errors import BackendError, first_line
 from dfstream.interface import state_inputs, state_output
 from dfstream.patches.recipe import read_metadata
 from dfstream.patching import canonical_recipe
@@ -69,8 +69,7 @@ def write_package(model: Model, flavour: Flavour, folder: Path) -> PackageFacts:
             )
             package = compress_weights(package, proto.graph, flavour)
         except Exception as error:  # its errors share no base class
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BackendError(f"coremltools cannot convert {model.name} ({reason})") from error
+            raise BackendError(f"coremltools cannot convert {model.name} ({first_line(error)})") from error
         _check_names(package.get_spec().description, facts)
         _describe(package, facts)
         package.save(str(folder))

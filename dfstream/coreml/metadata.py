@@ -107,7 +107,9 @@ class PackageFacts:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
-        explicit = self.flavour.state == "explicit"
+        from dfstream.dsp.erb import erb_widths  # not above: it compiles kernels, backends are but looked at
+
+        c, explicit = self.config, self.flavour.state == "explicit"
         half = self.flavour.half_interface or not explicit
         return {
             "format": _FORMAT,
@@ -119,9 +121,10 @@ class PackageFacts:
             "state": self.flavour.state,
             "target": self.flavour.generation.names[0],
             "block_frames": self.flavour.block_frames,
-            "delay_samples": self.config.delay_samples,
+            "delay_samples": c.delay_samples,
             "block_delay_samples": self.block_delay_samples,
             "features": _FEATURES_VERSION,
+            "erb_widths": erb_widths(c.sample_rate, c.fft_size, c.nb_erb, c.min_nb_erb_freqs).tolist(),
             "inputs": {name: list(shape) for name, shape in self.features.items()},
             "outputs": {name: list(shape) for name, shape in self.results.items()},
             "dtype": "float16" if self.flavour.half_interface else "float32",
@@ -137,7 +140,7 @@ class PackageFacts:
                 }
                 for name, state in self.states.items()
             ],
-            "config": self.config.to_dict(),
+            "config": c.to_dict(),
         }
 
     def to_properties(self) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from dfstream.coreml.ep_rules import TRIVIAL, ModelFormat, Site, Tensors, refusal
-from dfstream.errors import BackendError, BackendUnavailable
+from dfstream.errors import BackendError, BackendUnavailable, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,7 +118,7 @@ def simplified(graph: bytes) -> onnx.ModelProto:
         try:
             ort.InferenceSession(sized, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's errors share no base class
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise BackendError(f"onnxruntime cannot load the graph for one frame ({reason})") from error
         return onnx.load_model(path)
 

@@ -7,7 +7,7 @@ import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from dfstream.errors import BackendUnavailable
+from dfstream.errors import BackendUnavailable, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ def coremltools() -> Any:
             import coremltools
     except ImportError as error:
         raise BackendUnavailable(
-            f"coremltools cannot be imported ({str(error).splitlines()[0]})",
+            f"coremltools cannot be imported ({first_line(error)})",
             hint="pip install 'dfstream[coreml]'",
         ) from error
     return coremltools
