@@ -89,7 +89,8 @@ def convert_model(
 
     flavour = flavour or Flavour()
     description = _check_target(target, force)
-    with atomic.replacing_folder(target) as temporary:
+    # the package takes its place before the file: where that fails, neither does
+    with atomic.replacing(description) as file, atomic.replacing_folder(target) as temporary:
         progress("converting", 0.0)
         facts = write_package(model, flavour, temporary)
         made = Model.load(temporary)
@@ -97,8 +98,7 @@ def convert_model(
         fidelity = None
         if check:
             fidelity = _checked(model, made, flavour, target, progress)
-        with atomic.replacing(description) as file:
-            file.write_text(json.dumps(_description(model, facts, made.package.sha256, fidelity)) + "\n")
+        file.write_text(json.dumps(_description(model, facts, made.package.sha256, fidelity)) + "\n")
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     return Conversion(target, description, facts, size, made.package.sha256, fidelity)
 
@@ -107,6 +107,8 @@ def _check_target(target: Path, force: bool) -> Path:
     """Return the name of the JSON file; refuse what must not be replaced."""
     if target.suffix != SUFFIX:
         raise UsageError(f"{target}: the name of a package ends in {SUFFIX}")
+    if not target.parent.is_dir():
+        raise UsageError(f"cannot write {target}: {target.parent} is no folder")
     description = target.with_suffix(".json")
     for path in (target, description):
         if path.exists() and not force:

@@ -336,3 +336,12 @@ def test_the_caller_may_overwrite_what_it_fed(size):
         states = {name: out[state_output(name)] for name in states}
         pieces.append({name: array.copy() for name, array in out.items()})
     check_same_bits(oracle.join(pieces), want)
+
+
+@pytest.mark.parametrize("count", [np.nan, np.inf, -1.0, 0.5, 4.0])
+def test_a_number_of_pending_frames_that_cannot_be(count):
+    c = oracle.case("dfn3")
+    session = packages.onestep(c.model, 4)
+    states = initial_states(session, 1) | {"pending_frames": np.full((1, 1), count, np.float32)}
+    with pytest.raises(BackendError, match="pending_frames = "):
+        session.run({**short(c.feats, 1), **states})

@@ -144,7 +144,7 @@ class CanonicalSession(Session):
     def _stream(self, feeds: Arrays) -> Arrays:
         """Advance one stream."""
         features = {name: feeds[name] for name in FEATURES}
-        done = int(feeds[_COUNT][0, 0]) if self._frames > 1 else 0
+        done = self._pending(feeds) if self._frames > 1 else 0
         if done:
             features = {
                 name: np.concatenate([feeds[_PENDING[name]][:, :, :done], array], axis=2)
@@ -161,6 +161,12 @@ class CanonicalSession(Session):
                 state = {name: out[state_output(name)] for name in state}
         results = self._results(parts, done, T)
         return results | self._after(state) | self._left_over(features, T - T % N)
+
+    def _pending(self, feeds: Arrays) -> int:
+        count = float(feeds[_COUNT][0, 0])
+        if count not in range(self._frames):
+            raise BackendError(f"{_COUNT} = {count:g}, expected a whole number below {self._frames}")
+        return int(count)
 
     def _packed(self, name: str, feeds: Arrays) -> NDArray[np.float32]:
         """Put a state of the canonical graph together from ours."""
