@@ -279,7 +279,7 @@ def test_what_is_no_audio_counts_as_zero(bundled, form, bad):
 
 
 def test_silence_for_long_leaves_no_denormals(bundled):
-    data, run = graph_of(bundled, "block"), None
+    data = graph_of(bundled, "block")
     run = Runner(data)
     run(noise(bundled.config, 50))
     for _ in range(24):
@@ -287,6 +287,13 @@ def test_silence_for_long_leaves_no_denormals(bundled):
     assert not y.any()
     state = run.state[run.state != 0]
     assert np.abs(state).min() > np.finfo(np.float32).tiny
+    (norms,) = [
+        part
+        for part in json.loads(description_beside(onnx.load_from_string(data), "block"))["state"]["parts"]
+        if part["name"] == "norms"
+    ]
+    end = norms["offset"] + norms["size"]
+    assert np.all(run.state[0, end - bundled.config.nb_df : end] == np.float32(1e-20))
 
 
 # -- its form --------------------------------------------------------------------------------------------
