@@ -178,6 +178,19 @@ def test_other_windows_and_overlaps(tmp_path, name, size, hop):
         assert snr_db(want, y[0]) > LEAST_DB
 
 
+@pytest.mark.parametrize(("conv", "df"), [(2, 0), (0, 2), (1, 3), (3, 1), (4, 0), (0, 4)])
+@pytest.mark.parametrize("name", ["lean", "dfn2"])
+def test_lookaheads_that_differ(tmp_path, name, conv, df):
+    """Gains or taps then wait for the output frame."""
+    family = dataclasses.replace(synthetic.PRESETS[name], conv_lookahead=conv, df_lookahead=df)
+    model = Model.load(synthetic.write(tmp_path / name, family))
+    x, hop = noise(model.config, 24), model.config.hop_size
+    want = Stream(model, backend="ort-cpu", post_filter=0.05).process(x[0])
+    for form, hops in (("hop", 1), ("block", 8), ("block", 1)):
+        y, _ = streamed(graph_of(model, form), x, hop * hops, pf_beta=[0.05])
+        assert snr_db(want, y[0]) > LEAST_DB
+
+
 @oracle.every_model(quick=oracle.FEW)
 @pytest.mark.parametrize("hops", [1, 2, 7, 100])
 def test_blocks_are_hops(name, hops):
