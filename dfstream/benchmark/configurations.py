@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from dfstream.backends.base import backend_names, find_backend, split_backend
+from dfstream.engine import EngineOptions
 from dfstream.errors import DfstreamError, UsageError
 from dfstream.modes.base import find_mode, mode_names
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BackendSpec", "Configuration", "first_of_each_backend", "usable"]
 
-#: Every other backend is compared with it, so its configurations come first.
-_REFERENCE = "ort-cpu"
+#: Every other backend and mode is compared with these, so their configurations come first.
+_REFERENCES = ("ort-cpu", "incremental")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,8 @@ def usable(
         An unknown backend, mode or option, or hops a call that no stream takes.
     """
     specs = [BackendSpec.parse(text) for text in backends or sorted(backend_names(), key=_reference_first)]
-    chosen = modes or [name for name in mode_names() if find_mode(name).exact]
+    exact = [name for name in mode_names() if find_mode(name).exact]
+    chosen = modes or sorted(exact, key=_reference_first)
     for mode in chosen:
         find_mode(mode)
     if any(block < 1 for block in blocks):
@@ -131,7 +133,7 @@ def usable(
             continue
         for mode in chosen:
             try:
-                find_mode(mode)(model, backend)
+                find_mode(mode).engine(model, backend, EngineOptions())
             except DfstreamError as error:
                 left_out[f"{spec} {mode}"] = error
                 continue
@@ -148,4 +150,4 @@ def first_of_each_backend(configurations: Sequence[Configuration]) -> list[Confi
 
 
 def _reference_first(name: str) -> tuple[bool, str]:
-    return name != _REFERENCE, name
+    return name not in _REFERENCES, name
