@@ -57,12 +57,12 @@ def note_checked(sha256: str) -> None:
 
 
 def _store(recipe: Recipe | None = None) -> Store | None:
-    steps = () if recipe is None else (*recipe.patches, *([recipe.finish] if recipe.finish else []))
+    steps = () if recipe is None else recipe.steps
     ours = all((step.__module__ or "").startswith("dfstream.") for step in steps)
     sources = source_digest(".", "patches")
     return Store("graphs", sources) if ours and sources else None
 
 
 def _key(sha256: str, recipe: Recipe, stem: str) -> tuple[str, str]:
-    steps = [step.__qualname__ for step in (*recipe.patches, *([recipe.finish] if recipe.finish else []))]
+    steps = [step.__qualname__ for step in recipe.steps]
     return f"{sha256[:16]}-{recipe.name}-{stem}", " ".join([sha256, recipe.name, stem, *steps])

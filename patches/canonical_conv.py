@@ -121,15 +121,27 @@ class TimeConv:
             full[o, start : start + per_group] = self.weight[o]
         return full
 
+    @property
+    def carries_sums(self) -> bool:
+        """Whether the partial sums of its outputs are a smaller state than the past of its input."""
+        return self.taps > 1 and self.channels > _FEW_CHANNELS and self.group == 1
+
+    def state_name(self, feature: str | None) -> str:
+        """Return what its state is called; ``feature`` is the name of the feature it reads, if it does."""
+        if self.carries_sums:
+            return "s_fir"
+        return f"s_{feature}" if feature and self.channels <= _FEW_CHANNELS else "s_ctx"
+
     def emit(self, to: Emitter, x: gs.Tensor, feature: str | None, width: int, width_out: int) -> gs.Tensor:
         """Emit the convolution for one frame in the form that carries the smallest state."""
         if self.taps == 1:
             return to.emit_conv(x, self.weight, self.bias, self.node.name, self.group, self.stride, self.pads)
+        state_name = self.state_name(feature)
+        if self.carries_sums:
+            return self._transposed_fir(to, x, state_name, width_out)
         if self.channels <= _FEW_CHANNELS:
-            return self._time_as_channels(to, x, f"s_{feature or 'ctx'}", width)
-        if self.group == 1:
-            return self._transposed_fir(to, x, width_out)
-        return self._tap_by_tap(to, x, width)
+            return self._time_as_channels(to, x, state_name, width)
+        return self._tap_by_tap(to, x, state_name, width)
 
     def _time_as_channels(self, to: Emitter, x: gs.Tensor, state_name: str, width: int) -> gs.Tensor:
         """Carry the past frames as further channels, oldest first."""
@@ -140,24 +152,24 @@ class TimeConv:
         weight = np.swapaxes(self.dense(), 1, 2).reshape(len(self.weight), self.taps * C, 1, -1)
         return to.emit_conv(joined, weight, self.bias, name, 1, self.stride, self.pads)
 
-    def _transposed_fir(self, to: Emitter, x: gs.Tensor, width_out: int) -> gs.Tensor:
+    def _transposed_fir(self, to: Emitter, x: gs.Tensor, state_name: str, width_out: int) -> gs.Tensor:
         """Compute what this frame adds to all coming outputs, and carry those partial sums."""
         name, outputs = self.node.name, len(self.weight)
         newest_first = self.weight[:, :, ::-1]
         weight = np.moveaxis(newest_first, 2, 0).reshape(self.taps * outputs, self.channels, 1, -1)
         bias = np.zeros(self.taps * outputs)
         bias[:outputs] = 0.0 if self.bias is None else self.bias
-        state = to.open_state("s_fir", [1, outputs * (self.taps - 1), 1, width_out])
+        state = to.open_state(state_name, [1, outputs * (self.taps - 1), 1, width_out])
         terms = to.emit_conv(x, weight, bias, name, 1, self.stride, self.pads)
         pending = to.append_zeros(state, (1, outputs, 1, width_out), f"{name}/pending")
         sums = to.emit("Add", [terms, pending], f"{name}/sums")
         to.close_state(state, to.emit_slice(sums, outputs, outputs * self.taps, f"{name}/later"))
         return to.emit_slice(sums, 0, outputs, f"{name}/now")
 
-    def _tap_by_tap(self, to: Emitter, x: gs.Tensor, width: int) -> gs.Tensor:
+    def _tap_by_tap(self, to: Emitter, x: gs.Tensor, state_name: str, width: int) -> gs.Tensor:
         """One grouped convolution a frame, summed: keeps the groups of wide maps."""
         name, C = self.node.name, self.channels
-        state = to.open_state("s_ctx", [1, C * (self.taps - 1), 1, width])
+        state = to.open_state(state_name, [1, C * (self.taps - 1), 1, width])
         past = [
             to.emit_slice(state, C * t, C * (t + 1), f"{name}/past{t}") if self.taps > 2 else state
             for t in range(self.taps - 1)

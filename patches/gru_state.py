@@ -9,14 +9,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from dfstream.errors import UnsupportedGraph
-from dfstream.interface import FEATURES, LINKS, state_output
+from dfstream.interface import FEATURES, LINKS, is_gru_state, state_output
 
 from .graph import BATCH, append_slice, constant_value, producer, sections, variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Gru", "expose_gru_state", "find_grus"]
+__all__ = ["Gru", "expose_gru_layers", "expose_gru_state", "find_grus", "layer_state"]
 
 #: State input of each section; all layers of a section share one tensor [layers, B, hidden].
 STATES = {"enc": "h0", "erb": "erb_h0", "df": "df_h0"}
@@ -58,6 +58,39 @@ def expose_gru_state(graph: gs.Graph) -> list[str]:
         elif len(starts) > 1:
             raise UnsupportedGraph(f"some GRUs of {section} have their state exposed and some have not")
     return sites
+
+
+def layer_state(section: str, index: int) -> str:
+    """Name of the state of one layer by itself: ``erb_h0``, ``erb2_h0``, ..."""
+    return f"{section}{index + 1}_h0" if index else STATES[section]
+
+
+def expose_gru_layers(graph: gs.Graph) -> list[str]:
+    """Give every GRU layer a state of its own, [1, B, hidden], whether or not there were states before.
+
+    Raises
+    ------
+    UnsupportedGraph
+        As `expose_gru_state`.
+    """
+    found = find_grus(graph)
+    _hide_states(graph)
+    sites = []
+    for section, grus in found.items():
+        for index, gru in enumerate(grus):
+            _expose(graph, layer_state(section, index), [gru])
+            sites.append(f"{layer_state(section, index)} [1, {BATCH}, {gru.hidden}]")
+    return sites
+
+
+def _hide_states(graph: gs.Graph) -> None:
+    """Make tensors like any others of the states of an export that has them."""
+    after = {state_output(name) for name in STATES.values()}
+    states = [t for t in graph.inputs if is_gru_state(t.name)] + [t for t in graph.outputs if t.name in after]
+    for tensor in states:
+        tensor.name += "/exported"
+    graph.inputs = [t for t in graph.inputs if not any(t is state for state in states)]
+    graph.outputs = [t for t in graph.outputs if not any(t is state for state in states)]
 
 
 def find_grus(graph: gs.Graph) -> dict[str, list[Gru]]:

@@ -31,7 +31,7 @@ from .canonical_conv import TimeConv, polyphase
 from .compact import CompactLowering
 from .fold import fold_constants
 from .graph import BATCH, constant_value, consumers
-from .gru_state import STATES, find_grus
+from .gru_state import find_grus, layer_state
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -234,8 +234,7 @@ class LeanLowering(CompactLowering):
         self.layers, self._stacks = {}, []
         for section, layers in find_grus(self.source).items():
             for index, gru in enumerate(layers):
-                name = f"{section}{index + 1}_h0" if index else STATES[section]
-                state = self.open_state(name, [1, 1, gru.hidden])
+                state = self.open_state(layer_state(section, index), [1, 1, gru.hidden])
                 self.layers[id(gru.node)] = state
                 self._stacks.append((state, [id(gru.node)]))
 

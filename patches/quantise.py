@@ -47,7 +47,8 @@ def half_recipe(recipe: Recipe) -> Recipe:
         made = {recipe.stems[0]: graph} if recipe.finish is None else recipe.finish(graph)
         return {f"{stem}_fp16": store_half(one) for stem, one in made.items()}
 
-    return Recipe(f"{recipe.name}-fp16", tuple(f"{stem}_fp16" for stem in recipe.stems), recipe.patches, half)
+    stems = tuple(f"{stem}_fp16" for stem in recipe.stems)
+    return Recipe(f"{recipe.name}-fp16", stems, recipe.patches, half, recipe.surround)
 
 
 def store_half(graph: gs.Graph) -> gs.Graph:

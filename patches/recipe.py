@@ -45,12 +45,21 @@ class Recipe:
         nothing to do.
     finish : callable, optional
         Turns the patched graph into graphs by stem; without one it is saved as it is.
+    surround : callable, optional
+        Puts more around the one graph that is then there, by the configuration, and returns the result and
+        properties for its metadata.
     """
 
     name: str
     stems: tuple[str, ...]
     patches: tuple[Callable[[gs.Graph], list[str]], ...]
     finish: Callable[[gs.Graph], Mapping[str, gs.Graph]] | None = None
+    surround: Callable[[gs.Graph, ModelConfig], tuple[gs.Graph, Mapping[str, str]]] | None = None
+
+    @property
+    def steps(self) -> tuple[Callable[..., Any], ...]:
+        """Everything that has a part in its graphs."""
+        return (*self.patches, *(step for step in (self.finish, self.surround) if step is not None))
 
     def apply(self, merged: gs.Graph, config: ModelConfig, source_sha256: str) -> Patched:
         """Patch a merged graph, which is left as it is.
@@ -74,6 +83,12 @@ class Recipe:
             graphs = {self.stems[0]: graph} if self.finish is None else self.finish(graph)
             if self.finish is not None:
                 report.append((self.finish.__name__, tuple(graphs)))
+            properties: Mapping[str, str] = {}
+            if self.surround is not None:
+                (inner,) = graphs.values()
+                outer, properties = self.surround(inner, config)
+                graphs = {self.stems[0]: outer}
+                report.append((self.surround.__name__, self.stems))
             window = _exact_window(merged)
             common = {
                 "format": _FORMAT,
@@ -83,6 +98,7 @@ class Recipe:
                 "config": json.dumps(config.to_dict(), sort_keys=True),
                 "delay_samples": str(config.delay_samples),
                 **({"window_frames": str(window)} if window else {}),
+                **properties,
             }
             files = {stem: export_graph(g, _metadata(stem, g, common)) for stem, g in graphs.items()}
         except UnsupportedGraph as error:
@@ -165,6 +181,7 @@ class Metadata:
     window_frames: int | None
     sections: Mapping[str, str]
     parts: Mapping[str, tuple[Part, ...]]
+    audio: Mapping[str, Any] | None
 
 
 def read_metadata(model: onnx.ModelProto, name: str) -> Metadata | None:
@@ -204,6 +221,7 @@ def parse_metadata(properties: Mapping[str, str], name: str) -> Metadata | None:
                 for state in states
                 if "parts" in state
             },
+            audio=json.loads(values["audio"]) if "audio" in values else None,
         )
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{name}: its dfstream metadata is damaged ({error})") from error
