@@ -1,7 +1,7 @@
 import { DfstreamError } from "./errors.js";
 
-/** What `dfstream patch --mode audio` writes into the field `format`. */
-export const FORMAT = "dfstream-audio";
+/** The form of the JSON file that this package reads. */
+const FORMAT = 1;
 
 /** Inputs and outputs of a hop graph, in any order. */
 const INPUTS = ["audio", "state", "atten_lim", "pf_beta"];
@@ -15,22 +15,21 @@ const HINT = "hand over dfstream_audio_hop.onnx and the JSON file that `dfstream
  * @param {any} json
  */
 export function readLayout(json) {
-  const whole = (/** @type {string} */ key) => {
-    const value = json?.[key];
-    if (!Number.isInteger(value) || value < 0) {
-      throw new DfstreamError("model", `the JSON file has ${key} = ${value}, no whole number`, { hint: HINT });
-    }
-    return value;
-  };
-  if (json?.format !== FORMAT) {
-    throw new DfstreamError("model", `the JSON file is none of a graph from audio to audio`, { hint: HINT });
+  if (json?.format !== FORMAT || json.hops_per_call !== 1) {
+    throw new DfstreamError("model", "the JSON file is not that of a graph of one hop a call", { hint: HINT });
   }
-  return {
-    sampleRate: whole("sample_rate"),
-    hopSize: whole("hop_size"),
-    delaySamples: whole("delay_samples"),
-    stateSize: whole("state_size"),
+  const layout = {
+    sampleRate: json.sample_rate,
+    hopSize: json.hop_size,
+    delaySamples: json.delay_samples,
+    stateSize: json.state?.size,
   };
+  for (const [name, value] of Object.entries(layout)) {
+    if (!Number.isInteger(value) || value < 0) {
+      throw new DfstreamError("model", `the JSON file gives ${value} as ${name}`, { hint: HINT });
+    }
+  }
+  return layout;
 }
 
 /**
