@@ -33,8 +33,8 @@ export interface Settings {
 }
 
 export interface EnhanceOptions extends LoadOptions, Settings {
-  /** Called with the fraction that is done. */
-  onProgress?: (fraction: number) => void;
+  /** Called with the fraction that is done; what it returns is awaited, so that it can let other work in. */
+  onProgress?: (fraction: number) => unknown;
   /** Ends the work early, with the signal's reason. */
   signal?: AbortSignal;
 }

@@ -13,7 +13,7 @@ export async function createStream(model, options = {}) {
 }
 
 /** Hops between two reports: as often as a progress bar can move. */
-const REPORT_HOPS = 25;
+const REPORT_HOPS = 10;
 
 /**
  * @param {any} model
@@ -30,7 +30,7 @@ export async function enhance(model, samples, options = {}) {
     const ready = await stream.process(samples.subarray(start, start + step));
     enhanced.set(ready, written);
     written += ready.length;
-    options.onProgress?.(Math.min(1, (start + step) / samples.length));
+    await options.onProgress?.(Math.min(1, (start + step) / samples.length));
   }
   enhanced.set(await stream.flush(), written);
   return enhanced.subarray(stream.delaySamples);
