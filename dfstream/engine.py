@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from dfstream.filtering import mask_post_filter
 from dfstream.gating import Stage, Thresholds
 from dfstream.modes.base import NetOutput, check_results
 from dfstream.signalpath import Analysed, SignalPath
+from dfstream.silence import heard_hops, process_heard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,17 +21,19 @@ if TYPE_CHECKING:
     from dfstream.config import ModelConfig
     from dfstream.modes.base import Mode
 
-__all__ = ["ChannelMask", "Engine", "EngineOptions", "Parity", "PostFilterKind", "no_output"]
+__all__ = [
+    "ChannelMask",
+    "Engine",
+    "EngineOptions",
+    "Parity",
+    "PostFilterKind",
+    "SignalEngine",
+    "no_output",
+]
 
 Parity = Literal["rust", "python"]
 ChannelMask = Literal["none", "max", "mean"]
 PostFilterKind = Literal["spectrum", "mask"]
-
-#: Mean square below which a hop is silent (libDF ``tract.rs: process``), about -70 dBFS.
-_SILENCE = 1e-7
-
-#: LSNR that libDF reports for a hop it skips.
-_SKIPPED_LSNR_DB = -15.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,36 @@ class EngineOptions:
     thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
     skip_silence: bool = False
     post_filter_kind: PostFilterKind = "spectrum"
+
+
+class SignalEngine(Protocol):
+    """What takes blocks of hops all the way, for a stream; `Engine` says of each method what it does."""
+
+    def reset(self) -> None:
+        """Forget the past."""
+
+    def process(
+        self,
+        x: NDArray[np.float32],
+        beta: NDArray[np.float32] | None = None,
+        noisy_gain: NDArray[np.float32] | None = None,
+        skip_silence: bool | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Take T hops all the way."""
+        ...
+
+    def finish(
+        self, beta: NDArray[np.float32] | None = None, noisy_gain: NDArray[np.float32] | None = None
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """End as the Python package does."""
+        ...
+
+    def save(self) -> dict[str, NDArray[np.generic]]:
+        """Return a copy of all state, by name."""
+        ...
+
+    def load(self, saved: dict[str, NDArray[np.generic]]) -> None:
+        """Continue from what `save` returned."""
 
 
 class Engine:
@@ -107,9 +140,9 @@ class Engine:
         lsnr : ndarray[float32], shape (T,), dB
         """
         if self._options.skip_silence if skip_silence is None else skip_silence:
-            heard = self._heard(x)
+            heard = heard_hops(x, self._config.hop_size)
             if not heard.all():
-                return self._process_heard(x, heard, beta, noisy_gain)
+                return process_heard(lambda kept: self.process(kept, beta, noisy_gain, False), x, heard)
         return self._enhance(self._signal.analyse(x), beta, noisy_gain)
 
     def finish(
@@ -175,31 +208,6 @@ class Engine:
         """Give all channels the largest or the mean of their masks [channels, T, bands]."""
         reduce = np.max if self._options.channel_mask == "max" else np.mean
         return np.broadcast_to(reduce(m, axis=0, keepdims=True), m.shape)
-
-    # -- silence -----------------------------------------------------------------------------------
-
-    def _heard(self, x: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Tell which hops are not silent, over all channels together."""
-        hops = x.reshape(len(x), -1, self._config.hop_size)
-        heard: NDArray[np.bool_] = np.mean(hops * hops, axis=(0, 2)) >= _SILENCE
-        return heard
-
-    def _process_heard(
-        self,
-        x: NDArray[np.float32],
-        heard: NDArray[np.bool_],
-        beta: NDArray[np.float32] | None,
-        noisy_gain: NDArray[np.float32] | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Cut silent hops out, as libDF v0.5.6 does: zeros come out for them and nothing moves on."""
-        T, hop = len(heard), self._config.hop_size
-        y = np.zeros((len(x), T, hop), np.float32)
-        lsnr = np.full(T, _SKIPPED_LSNR_DB, np.float32)
-        if heard.any():
-            kept = np.ascontiguousarray(x.reshape(len(x), T, hop)[:, heard].reshape(len(x), -1))
-            enhanced, lsnr[heard] = self.process(kept, beta, noisy_gain, skip_silence=False)
-            y[:, heard] = enhanced.reshape(len(x), -1, hop)
-        return y.reshape(len(x), -1), lsnr
 
     # -- state -------------------------------------------------------------------------------------
 

@@ -43,6 +43,11 @@ _OPERATORS = (
     "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
 )  # fmt: skip
 
+#: What graphs of the whole signal path have besides; nothing is patched there.
+_AUDIO_OPERATORS = (
+    "Abs", "CumSum", "Equal", "Exp", "Less", "Log", "Max", "ReduceSum", "Sin", "Sqrt", "Where",
+)  # fmt: skip
+
 
 def parse_graph(data: bytes, name: str) -> onnx.ModelProto:
     """Parse one ONNX model and refuse what is broken, unsafe or outside the standard operators.
@@ -130,12 +135,14 @@ def _check_operators(model: onnx.ModelProto, name: str) -> None:
     opset = max(opsets.get("", 0), opsets.get("ai.onnx", 0))
     if not _LOWEST_OPSET <= opset <= newest:
         raise UnsupportedGraph(f"{name}: opset {opset}, supported are {_LOWEST_OPSET} to {newest}")
+    takes_audio = any(value.name == "audio" for value in model.graph.input)
+    known = {*_OPERATORS, *(_AUDIO_OPERATORS if takes_audio else ())}
     for node in model.graph.node:
         if node.domain not in _DOMAINS:
             raise UnsupportedGraph(f"{name}: operator {node.op_type} of the unknown domain {node.domain!r}")
         if not onnx.defs.has(node.op_type, opset):
             raise UnsupportedGraph(f"{name}: operator {node.op_type} does not exist in opset {opset}")
-        if node.op_type not in _OPERATORS:
+        if node.op_type not in known:
             raise UnsupportedGraph(f"{name}: operator {node.op_type}, which no export of the family has")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfstream import atomic, catalog, reading
-from dfstream.checking import CheckRow, check_canonical, check_lean, check_mode
+from dfstream.checking import CheckRow, check_canonical, check_lean
 from dfstream.errors import ModelError, UsageError, VerifyFailed
 from dfstream.modes.base import find_mode
 
@@ -81,6 +81,7 @@ def patch_model(
     *,
     canonical: bool = False,
     lean: bool = False,
+    precision: str = "float32",
     check: bool = True,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -95,6 +96,8 @@ def patch_model(
     modes : sequence of str
     canonical, lean : bool
         Also write the one-frame graph for accelerators, the one for ONNX Runtime on a CPU.
+    precision : "float32" or "fp16"
+        How the weights of the modes' graphs are stored.
     check : bool
         Compare the graphs with the export first.
     force : bool
@@ -109,39 +112,66 @@ def patch_model(
     UnsupportedGraph
         A patch does not fit; nothing is written.
     UsageError
-        A file would be replaced that dfstream did not write.
+        A file would be replaced that dfstream did not write, or a mode has no graphs of this precision.
     """
     names = [*dict.fromkeys(modes), *[CANONICAL] * canonical, *[LEAN] * lean]
-    made = [_make(model, name, check, progress) for name in names]
-    files = {f"{stem}.onnx": data for _, patched, _ in made for stem, data in patched.files.items()}
+    recipes = {name: _recipes(name, precision) for name in names}
+    made = [_make(model, name, recipes[name], precision, check, progress) for name in names]
+    written = [_files(patched) for _, patched, _ in made]
+    files = {name: data for some in written for name, data in some.items()}
     actions = {name: _action(folder / name, data, force) for name, data in files.items()}
     if any(action == "written" for action in actions.values()):
         _write(model, folder, {name: files[name] for name, action in actions.items() if action == "written"})
     return [
-        PatchResult(name, patched.report, checks, {f"{s}.onnx": actions[f"{s}.onnx"] for s in patched.files})
-        for name, patched, checks in made
+        PatchResult(name, patched.report, checks, {file: actions[file] for file in some})
+        for (name, patched, checks), some in zip(made, written, strict=True)
     ]
 
 
+def _recipes(name: str, precision: str) -> tuple[Recipe, ...]:
+    one_frame = name in (CANONICAL, LEAN)
+    return (_one_frame_recipe(name),) if one_frame else find_mode(name).recipes(precision)
+
+
+def _files(patched: Patched) -> dict[str, bytes]:
+    """Return what is written, by file name: graphs, and what stands beside some of them."""
+    from dfstream.patches.audio_graph import description_beside
+
+    files = {}
+    for stem, data in patched.files.items():
+        files[f"{stem}.onnx"] = data
+        if (beside := description_beside(reading.parse_graph(data, stem), stem)) is not None:
+            files[f"{stem}.json"] = beside
+    return files
+
+
 def _make(
-    model: Model, name: str, check: bool, progress: Callable[[str], None]
+    model: Model,
+    name: str,
+    recipes: Sequence[Recipe],
+    precision: str,
+    check: bool,
+    progress: Callable[[str], None],
 ) -> tuple[str, Patched, tuple[CheckRow, ...]]:
     from dfstream.patches.recipe import Patched
 
     mode = None if name in (CANONICAL, LEAN) else find_mode(name)
-    recipe = mode.recipe() if mode is not None else _one_frame_recipe(name)
-    if not model.is_export and model.has_patched(recipe):
-        return name, Patched(dict(model.graphs(recipe)), ()), ()
+    if not model.is_export and all(map(model.has_patched, recipes)):
+        return name, Patched({s: d for recipe in recipes for s, d in model.graphs(recipe).items()}, ()), ()
     if mode is not None:
         mode.frames_per_hop(model)  # refuses a model that the mode cannot serve
     progress(f"{name}: patching")
-    patched = model.patch(recipe)
+    each = [model.patch(recipe) for recipe in recipes]
+    patched = Patched(
+        {stem: data for one in each for stem, data in one.files.items()},
+        tuple(dict.fromkeys(entry for one in each for entry in one.report)),
+    )
     checks: list[CheckRow] = []
     if check:
         progress(f"{name}: checking against the export")
         ready = model.with_patched(patched.files)
         if mode is not None:
-            checks = check_mode(ready, mode)
+            checks = mode.check(ready, precision)
         elif name == LEAN:
             checks = check_lean(ready)
         else:
@@ -177,6 +207,8 @@ def _action(path: Path, data: bytes, force: bool) -> str:
 def _is_ours(data: bytes, path: Path) -> bool:
     from dfstream.patches.recipe import read_metadata
 
+    if path.suffix == ".json":
+        return b'"producer": "dfstream"' in data
     try:
         return read_metadata(reading.parse_graph(data, str(path)), str(path)) is not None
     except ModelError:

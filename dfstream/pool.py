@@ -18,7 +18,7 @@ from dfstream.errors import AudioError, UsageError
 from dfstream.filtering import attenuation_gain
 from dfstream.members import Member, PoolSettings
 from dfstream.model import Model
-from dfstream.modes.base import find_mode
+from dfstream.modes.base import find_network_mode
 from dfstream.snapshot import Snapshot
 from dfstream.stream import Stream
 
@@ -89,7 +89,7 @@ class StreamPool:
         threads: int = 1,
     ) -> None:
         check_whole("capacity", capacity, 1, _MAX_CAPACITY)
-        mode_class = find_mode(mode)
+        mode_class = find_network_mode(mode)
         if not mode_class.many_frames:
             raise UsageError(
                 f"the mode {mode} cannot serve a pool: all its streams would have to begin together",

@@ -12,7 +12,7 @@ import numpy as np
 from dfstream.arguments import check_choice, check_range, check_whole
 from dfstream.backends.base import AUTO, Backend, pick_backend
 from dfstream.chunks import MAX_CHANNELS, checked_chunk, cleaned_chunk
-from dfstream.engine import ChannelMask, Engine, EngineOptions, Parity, PostFilterKind
+from dfstream.engine import ChannelMask, EngineOptions, Parity, PostFilterKind
 from dfstream.errors import UsageError
 from dfstream.filtering import attenuation_gain
 from dfstream.gating import Thresholds
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
+
+    from dfstream.engine import SignalEngine
 
 __all__ = ["Stream", "StreamStats"]
 
@@ -62,8 +64,8 @@ class Stream:
     model : Model, str, Path or None
         As for `Model.load`; None is the bundled model.
     mode : str
-        How the graphs are driven: ``incremental``, ``streaming``, ``stateful-h0`` (all exact) or
-        ``stateless-window-last`` (see MODES.md).
+        How the graphs are driven: ``incremental``, ``streaming``, ``stateful-h0``, ``audio-graph`` (all
+        exact) or ``stateless-window-last`` (see MODES.md).
     backend : str or Backend
         What runs them: ``auto`` (the quickest that serves), or a name, such as ``numba`` or ``ort-cpu``, with
         or without options of its own: ``coreml-ep:units=all``.
@@ -386,10 +388,8 @@ class Stream:
 
     # -- blocks ------------------------------------------------------------------------------------
 
-    def _new_engine(self) -> Engine:
-        single_frame = self._options.block_frames == 1
-        network = self._mode_class(self._model, self._backend, self.channels, single_frame=single_frame)
-        return Engine(network, self._options)
+    def _new_engine(self) -> SignalEngine:
+        return self._mode_class.engine(self._model, self._backend, self._options)
 
     def _run(
         self, block: NDArray[np.float32], skip_silence: bool | None = None

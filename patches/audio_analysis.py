@@ -27,12 +27,19 @@ if TYPE_CHECKING:
     from .audio_state import PackedState
     from .emitting import Emitter
 
-__all__ = ["Features", "Transforms", "band_of_bin"]
+__all__ = ["Features", "Transforms", "band_of_bin", "frame_numbers"]
 
-_FLOAT = 1
+_INT64 = 7
 
 #: Stands below the means of levels, which have no least value.
 _NO_LEAST = -1e30
+
+
+def frame_numbers(emit: Emitter, audio: gs.Tensor, hop_size: int) -> gs.Tensor:
+    """Emit 0, 1, 2, ... for the frames of samples [B, T * hop]: float32 [T]."""
+    count = emit("Div", [emit.length(audio, 1, "frames/samples"), sizes(hop_size)], "frames/count")
+    ones = emit("Expand", [np.float32(1), count], "frames/ones")
+    return emit("Sub", [emit("CumSum", [ones, np.int64(0)], "frames/sums"), np.float32(1)], "frames/numbers")
 
 
 class Transforms:
@@ -41,12 +48,12 @@ class Transforms:
     Parameters
     ----------
     config : ModelConfig
-    one_hop : bool
-        Whether every call brings one hop.
+    numbers : Tensor, [T], optional
+        Those of `frame_numbers`; None where every call brings one hop.
     """
 
-    def __init__(self, config: ModelConfig, one_hop: bool) -> None:
-        self._config, self._one_hop = config, one_hop
+    def __init__(self, config: ModelConfig, numbers: gs.Tensor | None) -> None:
+        self._config, self._numbers, self._one_hop = config, numbers, numbers is None
         self._dft = Dft.of_size(config.fft_size)
         self._window = vorbis_window(config.fft_size).astype(np.float64)
 
@@ -62,7 +69,7 @@ class Transforms:
         replaced = self._one_hop and overlap == c.hop_size
         after = audio if replaced else emit.slice(joined, -overlap, None, 1, "analysis/after")
         state.keep("analysis_mem", after)
-        index = order[None] if self._one_hop else self._frame_indices(emit, audio)
+        index = order[None] if self._numbers is None else self._frame_indices(emit, self._numbers)
         frames = emit("Gather", [joined, index], "analysis/frames", axis=1)
         scale = analysis_scale(c.fft_size, c.hop_size)
         windowed = emit("Mul", [frames, (self._window * scale)[order]], "analysis/windowed")
@@ -71,12 +78,12 @@ class Transforms:
             return emit.reshape(spec, (0, 2, 1, -1), "spectrum")
         return emit("Transpose", [spec], "spectrum", perm=[0, 2, 1, 3])
 
-    def _frame_indices(self, emit: Emitter, audio: gs.Tensor) -> gs.Tensor:
+    def _frame_indices(self, emit: Emitter, numbers: gs.Tensor) -> gs.Tensor:
         """Emit which samples make up each frame, [T, N1, N2]."""
-        name = "analysis/starts"
-        count = emit("Squeeze", [emit.length(audio, 1, name), sizes(0)], f"{name}/count")
-        starts = emit("Range", [np.int64(0), count, np.int64(self._config.hop_size)], name)
-        return emit("Add", [emit.reshape(starts, (-1, 1, 1), f"{name}/column"), self._dft.order], f"{name}/of")
+        starts = emit("Mul", [numbers, np.float32(self._config.hop_size)], "analysis/starts")
+        starts = emit("Cast", [starts], "analysis/whole_starts", to=_INT64)
+        column = emit.reshape(starts, (-1, 1, 1), "analysis/column")
+        return emit("Add", [column, self._dft.order], "analysis/indices")
 
     def synthesise(self, emit: Emitter, state: PackedState, spec: gs.Tensor, audio: gs.Variable) -> None:
         """Emit ``audio`` [B, T * hop] of spectra [B, 2, T, bins]."""
@@ -111,11 +118,12 @@ class Features:
     Parameters
     ----------
     config : ModelConfig
-    one_hop : bool
+    numbers : Tensor, [T], optional
+        As for `Transforms`.
     """
 
-    def __init__(self, config: ModelConfig, one_hop: bool) -> None:
-        self._config, self._one_hop = config, one_hop
+    def __init__(self, config: ModelConfig, numbers: gs.Tensor | None) -> None:
+        self._config, self._numbers = config, numbers
 
     def compute(
         self, emit: Emitter, state: PackedState, spec: gs.Tensor, feat_erb: gs.Variable, feat_spec: gs.Variable
@@ -147,10 +155,13 @@ class Features:
         fresh = emit("Equal", [emit.slice(given, E + D - 1, None, 1, "norms/last"), np.float32(0)], "norms/new")
         before = emit("Where", [fresh, first, given], "norms/first")
         before = emit.reshape(before, (0, 1, 1, -1), "norms/row")
-        recursion = self._one_step if self._one_hop else self._many_steps
         least = np.concatenate([np.full(E, _NO_LEAST), np.full(D, LEAST_MEAN)])
-        means = emit("Max", [recursion(emit, values, before), least], "norms/means")
-        state.keep("norms", means if self._one_hop else emit.slice(means, -1, None, 2, "norms/after"))
+        if self._numbers is None:
+            means = emit("Max", [self._one_step(emit, values, before), least], "norms/means")
+            state.keep("norms", means)
+        else:
+            means = emit("Max", [self._many_steps(emit, values, before, self._numbers), least], "norms/means")
+            state.keep("norms", emit.slice(means, -1, None, 2, "norms/after"))
         return means
 
     def _one_step(self, emit: Emitter, values: gs.Tensor, before: gs.Tensor) -> gs.Tensor:
@@ -158,22 +169,22 @@ class Features:
         new = emit("Mul", [values, np.float32(1) - alpha], "norms/new_share")
         return emit("Add", [new, emit("Mul", [before, alpha], "norms/old_share")], "norms/step")
 
-    def _many_steps(self, emit: Emitter, values: gs.Tensor, before: gs.Tensor) -> gs.Tensor:
+    def _many_steps(
+        self, emit: Emitter, values: gs.Tensor, before: gs.Tensor, numbers: gs.Tensor
+    ) -> gs.Tensor:
         """``s[t] = a^(t+1) s + (1 - a) sum over u <= t of a^(t-u) v[u]``, with a triangular matrix [T, T]."""
         alpha = np.float32(self._config.norm_alpha)
-        count = emit("Squeeze", [emit.length(values, 2, "norms"), sizes(0)], "norms/count")
-        steps = emit("Range", [np.int64(0), count, np.int64(1)], "norms/steps")
-        row = emit("Cast", [steps], "norms/row_of", to=_FLOAT)
-        column = emit.reshape(row, (-1, 1), "norms/column")
         log = np.log(np.float64(alpha))
-        age = emit("Sub", [column, row], "norms/age")
+        column = emit.reshape(numbers, (-1, 1), "norms/column")
+        age = emit("Sub", [column, numbers], "norms/age")
         decay = emit("Exp", [emit("Mul", [age, log], "norms/exponent")], "norms/decay")
         weight = emit("Mul", [decay, np.float32(1) - alpha], "norms/weight")
         future = emit("Less", [age, np.float32(0)], "norms/future")
         matrix = emit("Where", [future, np.float32(0), weight], "norms/matrix")
-        elapsed = emit("Mul", [emit("Add", [column, np.float32(1)], "norms/elapsed"), log], "norms/old_exponent")
-        old = emit("Mul", [emit("Exp", [elapsed], "norms/old_decay"), before], "norms/old_share")
-        return emit("Add", [emit("MatMul", [matrix, values], "norms/new_share"), old], "norms/steps_all")
+        elapsed = emit("Add", [column, np.float32(1)], "norms/elapsed")
+        left = emit("Exp", [emit("Mul", [elapsed, log], "norms/old_exponent")], "norms/old_decay")
+        new = emit("MatMul", [matrix, values], "norms/new_share")
+        return emit("Add", [new, emit("Mul", [left, before], "norms/old_share")], "norms/steps")
 
 
 def band_of_bin(config: ModelConfig) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SpectralFilter"]
 
-_TIME, _WIDTH = 2, 3
+_TIME, _WIDTH, _INT64 = 2, 3, 7
 
 
 class SpectralFilter:
@@ -32,12 +32,12 @@ class SpectralFilter:
     Parameters
     ----------
     config : ModelConfig
-    one_hop : bool
-        Whether every call brings one hop.
+    numbers : Tensor, [T], optional
+        As for `dfstream.patches.audio_analysis.Transforms`.
     """
 
-    def __init__(self, config: ModelConfig, one_hop: bool) -> None:
-        self._config, self._one_hop = config, one_hop
+    def __init__(self, config: ModelConfig, numbers: gs.Tensor | None) -> None:
+        self._config, self._numbers = config, numbers
         self._past_taps = config.df_order - 1 - config.df_lookahead
         #: Frames by which the network's results wait for the output frame.
         self._held = config.delay_frames - config.conv_lookahead
@@ -79,7 +79,7 @@ class SpectralFilter:
         """Take the T frames from ``first`` on of a history with ``past`` old ones."""
         if not past:
             return history
-        if self._one_hop:
+        if self._numbers is None:
             return emit.slice(history, first, first + 1, _TIME, f"{name}/frame")
         return emit.slice(history, first, None if first == past else first - past, _TIME, f"{name}/frame")
 
@@ -144,15 +144,12 @@ class SpectralFilter:
     def _windows(self, emit: Emitter, low: gs.Tensor) -> gs.Tensor:
         """Emit the frames that each tap meets, [B, 2, taps, T, df bins] or, of one frame, without T."""
         c = self._config
-        if self._one_hop:
-            past = c.df_order - 1 if c.filters_masked else c.delay_frames + self._past_taps
-            surplus = past + 1 > c.df_order
-            return emit.slice(low, 0, c.df_order, _TIME, "taps/window") if surplus else low
-        frames = c.df_order - 1 if c.filters_masked else c.delay_frames + self._past_taps
-        count = emit("Sub", [emit.length(low, _TIME, "taps/count"), sizes(frames)], "taps/frames")
-        steps = emit("Range", [np.int64(0), emit("Squeeze", [count, sizes(0)], "taps/T"), np.int64(1)], "taps/t")
-        index = emit("Add", [np.arange(c.df_order)[:, None], steps], "taps/index")
-        return emit("Gather", [low, index], "taps/window", axis=_TIME)
+        if self._numbers is not None:
+            first = emit("Cast", [self._numbers], "taps/first", to=_INT64)
+            index = emit("Add", [np.arange(c.df_order)[:, None], first], "taps/index")
+            return emit("Gather", [low, index], "taps/window", axis=_TIME)
+        past = c.df_order - 1 if c.filters_masked else c.delay_frames + self._past_taps
+        return low if past < c.df_order else emit.slice(low, 0, c.df_order, _TIME, "taps/window")
 
     # -- what comes last ---------------------------------------------------------------------------
 

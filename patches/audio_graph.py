@@ -28,7 +28,7 @@ import onnx_graphsurgeon as gs
 
 from dfstream.interface import FEATURES, RESULTS, is_gru_state, state_inputs, state_output
 
-from .audio_analysis import Features, Transforms
+from .audio_analysis import Features, Transforms, frame_numbers
 from .audio_filter import SpectralFilter
 from .audio_state import STATE, STATE_OUT, PackedState
 from .batch import free_batch
@@ -40,17 +40,24 @@ from .gru_state import expose_gru_layers
 from .lean import lean
 from .opset import OPSET
 from .plain_shapes import plain_shapes
-from .recipe import Recipe
+from .recipe import Recipe, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import onnx
+
     from dfstream.config import ModelConfig
 
-__all__ = ["AUDIO", "BLOCK", "HOP", "audio_of_a_hop", "audio_of_hops", "block_recipe", "hop_recipe"]
-
-#: Name of the property that describes such a graph.
-AUDIO = "audio"
+__all__ = [
+    "BLOCK",
+    "HOP",
+    "audio_of_a_hop",
+    "audio_of_hops",
+    "block_recipe",
+    "description_beside",
+    "hop_recipe",
+]
 
 #: Names of the graphs.
 HOP, BLOCK = "dfstream_audio_hop", "dfstream_audio_block"
@@ -73,6 +80,20 @@ def block_recipe() -> Recipe:
     """Return how the graph of any number of hops a call is made."""
     patches = (fold_constants, carry_lean_context, expose_gru_layers, free_batch, plain_shapes)
     return Recipe("audio-graph", (BLOCK,), patches, None, audio_of_hops)
+
+
+def description_beside(graph: onnx.ModelProto, name: str) -> bytes | None:
+    """Return the description of an audio graph for runtimes that do not give out metadata, None for others.
+
+    Raises
+    ------
+    ModelError
+        As `read_metadata`.
+    """
+    metadata = read_metadata(graph, name)
+    if metadata is None or metadata.audio is None:
+        return None
+    return (json.dumps(metadata.audio, indent=2) + "\n").encode()
 
 
 def audio_of_a_hop(network: gs.Graph, config: ModelConfig) -> tuple[gs.Graph, dict[str, str]]:
@@ -111,11 +132,12 @@ def _surround(network: gs.Graph, config: ModelConfig, one_hop: bool) -> tuple[gs
     states = sorted(state_inputs(inputs, outputs))
     emit = Emitter()
     state = PackedState(emit)
-    transforms = Transforms(config, one_hop)
+    numbers = None if one_hop else frame_numbers(emit, audio, config.hop_size)
+    transforms = Transforms(config, numbers)
     spec = transforms.analyse(emit, state, audio)
-    Features(config, one_hop).compute(emit, state, spec, *(inputs[name] for name in FEATURES))
+    Features(config, numbers).compute(emit, state, spec, *(inputs[name] for name in FEATURES))
     _, m, coefs = (outputs[name] for name in RESULTS)
-    filtered = SpectralFilter(config, one_hop).apply(emit, state, spec, m, coefs, pf_beta, atten_lim)
+    filtered = SpectralFilter(config, numbers).apply(emit, state, spec, m, coefs, pf_beta, atten_lim)
     transforms.synthesise(emit, state, filtered, enhanced)
     emit.into(lsnr, "Reshape", [outputs["lsnr"], sizes(0, -1)])
     for name in states:
@@ -128,7 +150,7 @@ def _surround(network: gs.Graph, config: ModelConfig, one_hop: bool) -> tuple[gs
         outputs=[enhanced, lsnr, after],
         name="dfstream", opset=OPSET, ir_version=network.ir_version,
     )  # fmt: skip
-    return graph.cleanup().toposort(), {AUDIO: json.dumps(_description(graph, config, state, one_hop))}
+    return graph.cleanup().toposort(), {"audio": json.dumps(_description(graph, config, state, one_hop))}
 
 
 def _rename(network: gs.Graph) -> None:
@@ -157,6 +179,7 @@ def _description(graph: gs.Graph, c: ModelConfig, state: PackedState, one_hop: b
         )  # fmt: skip
         offset += part.size
     return {
+        "producer": "dfstream",
         "format": 1,
         "variant": c.variant,
         "sample_rate": c.sample_rate,

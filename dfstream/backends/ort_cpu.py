@@ -58,28 +58,30 @@ class OrtCpu(Backend):
         return 1
 
     def choose(self, model: Model, recipe: Recipe, single_frame: bool) -> Recipe:
-        """Take the lean graph for single frames of ``incremental``, where it can be made.
+        """Take the lean graph for single frames of ``incremental``, that of hops for ``audio-graph``.
 
         Raises
         ------
         UsageError
             There are no graphs of this precision for that.
         """
+        from dfstream.patches.audio_graph import hop_recipe
         from dfstream.patches.lean import lean_recipe
         from dfstream.patches.quantise import eight_bit_recipe, half_recipe
 
-        lean = recipe.name == "incremental" and single_frame
+        forms = {"incremental": lean_recipe, "audio-graph": hop_recipe} if single_frame else {}
         if self.precision == "int8":
-            if not lean:
+            if recipe.name != "incremental" or not single_frame:
                 raise UsageError(
                     f"ort-cpu: no graphs of precision int8 for blocks of frames or the mode {recipe.name}",
                     hint="use the mode incremental with block_frames=1, or precision float32",
                 )
             return eight_bit_recipe()
-        if lean:
+        if recipe.name in forms:
+            one_frame = forms[recipe.name]()
             try:
-                model.graphs(lean_recipe())
-                recipe = lean_recipe()
+                model.graphs(one_frame)
+                recipe = one_frame
             except UnsupportedGraph:
                 pass
         return half_recipe(recipe) if self.precision == "fp16" else recipe

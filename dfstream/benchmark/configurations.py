@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from dfstream.backends.base import backend_names, find_backend, split_backend
+from dfstream.engine import EngineOptions
 from dfstream.errors import DfstreamError, UsageError
 from dfstream.modes.base import find_mode, mode_names
 
@@ -131,7 +132,7 @@ def usable(
             continue
         for mode in chosen:
             try:
-                find_mode(mode)(model, backend)
+                find_mode(mode).engine(model, backend, EngineOptions())
             except DfstreamError as error:
                 left_out[f"{spec} {mode}"] = error
                 continue

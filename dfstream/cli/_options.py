@@ -16,13 +16,15 @@ __all__ = ["json_option", "mode_names", "print_json"]
 class NameOf(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
     """One of the names a registry lists; looked up when used, so that help stays quick."""
 
-    def __init__(self, kind: str, names: Callable[[], list[str]]) -> None:
+    def __init__(self, kind: str, names: Callable[[], list[str]], **short: str) -> None:
         self.name = kind
         self._names = names
+        self._short = short
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Accept a listed name."""
+        """Accept a listed name, or what is short for one."""
         names = self._names()
+        value = self._short.get(value, value)
         if value not in names:
             self.fail(f"unknown {self.name} {value!r}, choose from {', '.join(names)}", param, ctx)
         return str(value)
@@ -65,7 +67,7 @@ class BackendLine(NameOf):
         return f"{super().get_metavar(param, ctx)}[:OPTION=VALUE,...]"
 
 
-MODE = NameOf("mode", mode_names)
+MODE = NameOf("mode", mode_names, audio="audio-graph")
 BACKEND = BackendLine("backend", backend_names)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

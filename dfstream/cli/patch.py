@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     "--lean", is_flag=True, help="Also write combined_lean.onnx, one frame a call for ONNX Runtime on a CPU."
 )
 @click.option(
+    "--precision", type=click.Choice(["float32", "fp16"]), default="float32", show_default=True,
+    help="How the weights of audio graphs are stored: fp16 halves the files, at a loss that is measured.",
+)  # fmt: skip
+@click.option(
     "--check/--no-check", default=True, show_default=True,
     help="Stream features through the graphs and compare with the export; write nothing if they differ.",
 )  # fmt: skip
@@ -44,6 +48,7 @@ def command(
     modes: tuple[str, ...],
     canonical: bool,
     lean: bool,
+    precision: str,
     check: bool,
     force: bool,
     as_json: bool,
@@ -55,6 +60,7 @@ def command(
     streaming              enc_conv_, enc_gru_, erb_dec_, df_dec_streaming.onnx
     incremental            combined_incremental.onnx
     stateless-window-last  combined.onnx
+    audio-graph            dfstream_audio_hop.onnx, dfstream_audio_block.onnx, .json of both
     --canonical            combined_canonical.onnx
     --lean                 combined_lean.onnx
     """
@@ -69,6 +75,7 @@ def command(
             modes,
             canonical=canonical,
             lean=lean,
+            precision=precision,
             check=check,
             force=force,
             progress=show,
@@ -91,7 +98,12 @@ def _print(result: PatchResult, folder: Path) -> None:
         errors = ", ".join(
             f"{name} {value:.1e}{' dB' if name == 'lsnr' else ''}" for name, value in worst.items()
         )
-        click.echo(f"  check: largest errors over {len(result.checks)} comparisons with the export: {errors}")
+        reference = "the export" if "m" in worst else "streams"
+        figures = [row.snr_db for row in result.checks if row.snr_db is not None]
+        snr = f"; SNR at least {min(figures):.1f} dB" if figures else ""
+        click.echo(
+            f"  check: largest errors over {len(result.checks)} comparisons with {reference}: {errors}{snr}"
+        )
     for name, action in result.files.items():
         click.echo(f"  {action} {folder / name}")
 
@@ -101,7 +113,10 @@ def _as_dict(result: PatchResult) -> dict[str, Any]:
         "mode": result.name,
         "patches": [{"name": name, "sites": list(sites)} for name, sites in result.report],
         "checks": [
-            {"features": row.features, "frames_per_call": row.chunking, "errors": dict(row.errors)}
+            {
+                "features": row.features, "frames_per_call": row.chunking, "errors": dict(row.errors),
+                **({} if row.snr_db is None else {"snr_db": row.snr_db}),
+            }
             for row in result.checks
         ],
         "files": result.files,

@@ -19,7 +19,7 @@ from dfstream.dsp.postfilter import LEAST_GAIN
 from dfstream.dsp.stft import Analysis, Synthesis, analysis_scale, vorbis_window
 from dfstream.features import Features
 from dfstream.filtering import NO_LIMIT_DB, SpectralFilter, attenuation_gain
-from dfstream.modes.base import find_mode
+from dfstream.modes.base import find_network_mode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -210,7 +210,7 @@ def golden_vectors(model: Model, frames: int | None = None) -> dict[str, Any]:
     x = _signal(frames * c.hop_size, c.sample_rate)
     spec = Analysis(c.fft_size, c.hop_size, frames).process(x[None])
     feat_erb, feat_spec = Features(c, frames).process(spec)
-    net = find_mode("incremental")(model, find_backend("ort-cpu")).step(feat_erb, feat_spec)
+    net = find_network_mode("incremental")(model, find_backend("ort-cpu")).step(feat_erb, feat_spec)
     beta, gain = (np.array([v], np.float32) for v in (_BETA, attenuation_gain(_ATTEN_LIM_DB)))
     results = spec, net.m[:, 0], net.coefs
     enhanced = SpectralFilter(c, frames).process(*results)

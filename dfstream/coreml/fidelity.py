@@ -14,7 +14,7 @@ import numpy as np
 
 from dfstream.backends.base import find_backend
 from dfstream.checking import speech_clip
-from dfstream.modes.base import find_mode
+from dfstream.modes.base import find_network_mode
 from dfstream.signalpath import SignalPath
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def measure_fidelity(
     backend : Backend, optional
         What runs the package; the numpy interpreter by default.
     """
-    mode = find_mode("incremental")
+    mode = find_network_mode("incremental")
     ways = (
         _Way(mode(model, find_backend("ort-cpu"))),
         _Way(mode(package, backend or find_backend("mlpackage-reference"))),

@@ -2,7 +2,8 @@
 
 A module ``dfstream/modes/<name>.py`` (dashes as underscores) holds one class called ``MODE``. It says
 which graphs it needs and how they are made (its recipe), what it feeds them per frame and which state
-it carries. Adding a mode adds a file and touches no other.
+it carries. Adding a mode adds a file and touches no other. All but one derive from `Mode`: they drive the
+network and leave the signal to `dfstream.engine.Engine`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from dfstream import registry
-from dfstream.errors import UnsupportedGraph
+from dfstream.errors import UnsupportedGraph, UsageError
 from dfstream.gating import Stage
 from dfstream.interface import state_output
 
@@ -24,12 +25,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dfstream.backends.base import Backend, Session
+    from dfstream.checking import CheckRow
     from dfstream.config import ModelConfig
+    from dfstream.engine import EngineOptions, SignalEngine
     from dfstream.gating import Thresholds
     from dfstream.model import Model
     from dfstream.patches.recipe import Recipe
 
-__all__ = ["Mode", "NetOutput", "check_results", "find_mode", "initial_states", "mode_names"]
+__all__ = [
+    "Mode",
+    "NetOutput",
+    "Strategy",
+    "check_results",
+    "find_mode",
+    "find_network_mode",
+    "initial_states",
+    "mode_names",
+]
 
 
 class NetOutput(NamedTuple):
@@ -54,8 +66,71 @@ class NetOutput(NamedTuple):
         )
 
 
-class Mode(abc.ABC):
-    """One way to drive the graphs. Owns all state of the network.
+class Strategy(abc.ABC):
+    """What every mode says of itself, and the one thing that streams want of it: an engine."""
+
+    name: ClassVar[str]
+    #: One line for tables and help texts.
+    summary: ClassVar[str]
+    #: What it carries from frame to frame, one line.
+    carries: ClassVar[str]
+    #: Whether its results are the network's own to float32 rounding.
+    exact: ClassVar[bool]
+    #: Whether one call may take many frames.
+    many_frames: ClassVar[bool]
+
+    @classmethod
+    @abc.abstractmethod
+    def recipe(cls) -> Recipe:
+        """Return how its graphs are made."""
+
+    @classmethod
+    def recipes(cls, precision: str = "float32") -> tuple[Recipe, ...]:
+        """Return how all graphs are made that are written for it, by default those that it runs.
+
+        Raises
+        ------
+        UsageError
+            There are none of this precision.
+        """
+        if precision != "float32":
+            raise UsageError(
+                f"no graphs of precision {precision} are written for the mode {cls.name}",
+                hint="the mode audio-graph has them, in fp16",
+            )
+        return (cls.recipe(),)
+
+    @classmethod
+    @abc.abstractmethod
+    def frames_per_hop(cls, model: Model) -> int:
+        """Return how many feature frames a call of one new frame computes."""
+
+    @classmethod
+    def unserved(cls, options: EngineOptions) -> str | None:  # noqa: ARG003
+        """Return what of these options it cannot do, in a few words; None where it can do all."""
+        return None
+
+    @classmethod
+    @abc.abstractmethod
+    def check(cls, model: Model, precision: str = "float32") -> list[CheckRow]:
+        """Compare what its graphs compute with what they should."""
+
+    @classmethod
+    @abc.abstractmethod
+    def engine(cls, model: Model, backend: Backend, options: EngineOptions) -> SignalEngine:
+        """Return what takes audio all the way.
+
+        Raises
+        ------
+        UsageError
+            It cannot do what the options ask for.
+        UnsupportedGraph, BackendError
+            The model cannot run in this mode, or not by this backend.
+        """
+
+
+class Mode(Strategy):
+    """One way to drive the graphs of the network. Owns all its state.
 
     Parameters
     ----------
@@ -72,16 +147,6 @@ class Mode(abc.ABC):
         The model cannot run in this mode.
     """
 
-    name: ClassVar[str]
-    #: One line for tables and help texts.
-    summary: ClassVar[str]
-    #: What it carries from frame to frame, one line.
-    carries: ClassVar[str]
-    #: Whether its results are the network's own to float32 rounding.
-    exact: ClassVar[bool]
-    #: Whether one call may take many frames.
-    many_frames: ClassVar[bool]
-
     def __init__(self, model: Model, backend: Backend, batch: int = 1, *, single_frame: bool = False) -> None:
         self.model = model
         self.batch = batch
@@ -96,14 +161,19 @@ class Mode(abc.ABC):
         self.reset()
 
     @classmethod
-    @abc.abstractmethod
-    def recipe(cls) -> Recipe:
-        """Return how its graphs are made."""
+    def check(cls, model: Model, precision: str = "float32") -> list[CheckRow]:  # noqa: ARG003
+        """Stream features and compare with the unpatched graphs in one run."""
+        from dfstream.checking import check_mode
+
+        return check_mode(model, cls)
 
     @classmethod
-    @abc.abstractmethod
-    def frames_per_hop(cls, model: Model) -> int:
-        """Return how many feature frames a call of one new frame computes."""
+    def engine(cls, model: Model, backend: Backend, options: EngineOptions) -> SignalEngine:
+        """Return an engine around the network."""
+        from dfstream.engine import Engine
+
+        network = cls(model, backend, options.channels, single_frame=options.block_frames == 1)
+        return Engine(network, options)
 
     @abc.abstractmethod
     def step(self, feat_erb: NDArray[np.float32], feat_spec: NDArray[np.float32]) -> NetOutput:
@@ -208,7 +278,7 @@ def mode_names() -> list[str]:
     return registry.names("mode")
 
 
-def find_mode(name: str) -> type[Mode]:
+def find_mode(name: str) -> type[Strategy]:
     """Return a mode by name.
 
     Raises
@@ -216,5 +286,21 @@ def find_mode(name: str) -> type[Mode]:
     UsageError
         No mode of that name.
     """
-    mode: type[Mode] = registry.find("mode", name)
+    mode: type[Strategy] = registry.find("mode", name)
+    return mode
+
+
+def find_network_mode(name: str) -> type[Mode]:
+    """Return a mode by name, which must be one that drives the network by itself.
+
+    Raises
+    ------
+    UsageError
+        No mode of that name, or one that has the signal's way inside its graphs.
+    """
+    mode = find_mode(name)
+    if not issubclass(mode, Mode):
+        raise UsageError(
+            f"the mode {name} has the network inside a larger graph", hint="use the mode incremental"
+        )
     return mode
