@@ -165,13 +165,12 @@ def _folder(name: str) -> Path:
 def _graph(model: Model) -> dict[str, bytes]:
     import onnx
 
-    from dfstream.patches.audio_graph import HOP, hop_recipe
-    from dfstream.patches.recipe import read_metadata
+    from dfstream.patches.audio_graph import HOP, description_beside, hop_recipe
 
     graph = model.graphs(hop_recipe())[HOP]
-    metadata = read_metadata(onnx.load_from_string(graph), HOP)
-    assert metadata is not None
-    return {f"model/{HOP}.onnx": graph, f"model/{HOP}.json": json.dumps(metadata.audio).encode()}
+    description = description_beside(onnx.load_from_string(graph), HOP)
+    assert description is not None, "audio graphs carry their description"
+    return {f"model/{HOP}.onnx": graph, f"model/{HOP}.json": description}
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -1,3 +1,5 @@
+import { joined } from "./arrays.js";
+
 /** Hops that may wait: a Worker this far behind leaves out the oldest. */
 const MOST_WAITING = 100;
 
@@ -62,14 +64,4 @@ export class Live {
     this.#hops.push(hop);
     if (this.#hops.length === REPORT) this.#report(this.#hops.splice(0));
   }
-}
-
-function joined(parts) {
-  const all = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
 }

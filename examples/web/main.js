@@ -1,3 +1,4 @@
+import { joined } from "./arrays.js";
 import { writeWav } from "./dfstream/wav.js";
 import { Enhancer } from "./enhancer.js";
 import { Meters } from "./meters.js";
@@ -62,6 +63,7 @@ class Page {
   async #open(recording) {
     this.#recording = recording;
     element("name").textContent = recording.name;
+    element("note").textContent = recording.channels.length > 1 ? "stereo" : "mono";
     element("seek").max = String(this.#duration);
     for (const id of ["play", "seek", "download"]) element(id).disabled = false;
     element("download-input").hidden = !recording.heard;
@@ -97,6 +99,7 @@ class Page {
     this.#recording = undefined;
     element("microphone").setAttribute("aria-pressed", "true");
     element("name").textContent = "Microphone";
+    element("note").textContent = "listening; the sound stays here";
     element("live").hidden = false;
     element("listen").closest("label").hidden = false;
     element("listen").checked = false;
@@ -104,7 +107,7 @@ class Page {
     element("play").disabled = false;
     for (const id of ["seek", "download"]) element(id).disabled = true;
     meters.clear();
-    this.#clear();
+    this.#clear({ full: true });
     this.#showPlaying(true);
   }
 
@@ -125,7 +128,7 @@ class Page {
   async #play(position) {
     this.#drawing.abort();
     meters.clear();
-    this.#clear();
+    this.#clear({ full: true });
     await this.#player.playRecording(this.#recording, position, this.#settings, this.#bufferHops);
     this.#showPlaying(true);
   }
@@ -155,9 +158,9 @@ class Page {
     }
   }
 
-  #clear() {
-    this.#before.clear();
-    this.#after.clear();
+  #clear(how) {
+    this.#before.clear(how);
+    this.#after.clear(how);
   }
 
   // -- settings
@@ -211,6 +214,7 @@ class Page {
     element("limit").setAttribute("aria-valuetext", element("limit-text").textContent);
     element("filter-text").textContent = postFilter ? postFilter.toFixed(3) : "off";
     element("filter").setAttribute("aria-valuetext", element("filter-text").textContent);
+    for (const slider of document.querySelectorAll(".field input")) fill(slider);
     element("delay").textContent = `${Math.round(1000 * this.#player.delay(this.#bufferHops))} ms`;
   }
 
@@ -230,6 +234,7 @@ class Page {
     if (document.activeElement !== element("seek") || !element("seek").matches(":active")) {
       element("seek").value = String(position);
     }
+    fill(element("seek"));
     element("time").textContent = `${clock(position)} / ${clock(this.#recording ? this.#duration : position)}`;
   }
 
@@ -250,6 +255,7 @@ class Page {
     });
     on("microphone", "click", () => this.#toggleMicrophone());
     on("play", "click", () => this.#togglePlaying());
+    on("seek", "input", ({ target }) => fill(target));
     on("seek", "change", ({ target }) => this.#player.seek(Number(target.value)));
     on("limit", "input", () => this.#change());
     on("filter", "input", () => this.#change());
@@ -305,17 +311,13 @@ class Page {
   }
 }
 
-const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
-
-function joined(parts) {
-  const all = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
+/** Colour a slider up to its thumb. */
+function fill(slider) {
+  const share = (slider.value - slider.min) / (slider.max - slider.min || 1);
+  slider.style.setProperty("--share", `${100 * share}%`);
 }
+
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 
 function save(name, recording) {
   const link = document.createElement("a");

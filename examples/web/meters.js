@@ -1,5 +1,8 @@
-/** Hops whose slowest is shown: five seconds. */
+/** Hops whose slowest and whose local SNR are shown: five seconds. */
 const LATELY = 500;
+
+/** dB at the ends of the scale of the local SNR. */
+const [LOWEST, HIGHEST] = [-15, 35];
 
 /** Share of a new value in what is shown. */
 const SMOOTHING = 0.08;
@@ -11,6 +14,7 @@ const SHOWN_EVERY = 12;
 export class Meters {
   #element;
   #times = [];
+  #levels = [];
   #load;
   #lsnr;
   #hops = 0;
@@ -22,9 +26,11 @@ export class Meters {
 
   clear() {
     this.#times = [];
+    this.#levels = [];
+    this.#draw();
     this.#load = this.#lsnr = undefined;
     for (const id of ["load", "slowest", "lsnr"]) this.#element(id).textContent = "–";
-    this.#element("lsnr-meter").value = -15;
+    this.#element("lsnr-meter").value = LOWEST;
     this.#element("load-meter").value = 0;
     this.count({ underruns: 0, missing: 0 });
   }
@@ -35,8 +41,10 @@ export class Meters {
       this.#load = smooth(this.#load, ms);
       this.#lsnr = smooth(this.#lsnr, lsnr);
       this.#times.push(ms);
+      this.#levels.push(this.#lsnr);
     }
-    this.#times.splice(0, this.#times.length - LATELY);
+    for (const past of [this.#times, this.#levels]) past.splice(0, past.length - LATELY);
+    this.#draw();
     this.#hops += hops.length;
     this.#element("lsnr-meter").value = this.#lsnr;
     this.#element("load-meter").value = this.#load;
@@ -45,6 +53,24 @@ export class Meters {
     this.#element("lsnr").textContent = this.#lsnr.toFixed(0).replace("-0", "0");
     this.#element("load").textContent = this.#load.toFixed(2);
     this.#element("slowest").textContent = `${Math.max(...this.#times).toFixed(1)} ms`;
+  }
+
+  /** The local SNR of late, newest at the right. */
+  #draw() {
+    const canvas = this.#element("lsnr-trace");
+    const { width, height } = canvas.getBoundingClientRect();
+    [canvas.width, canvas.height] = [Math.round(width * devicePixelRatio), Math.round(height * devicePixelRatio)];
+    const context = canvas.getContext("2d");
+    context.scale(devicePixelRatio, devicePixelRatio);
+    context.strokeStyle = getComputedStyle(canvas).color;
+    context.lineWidth = 1.5;
+    context.lineJoin = "round";
+    this.#levels.forEach((level, i) => {
+      const x = width * (1 + (i + 1 - this.#levels.length) / LATELY);
+      const y = 2 + (height - 4) * (1 - (level - LOWEST) / (HIGHEST - LOWEST));
+      context.lineTo(x, y);
+    });
+    context.stroke();
   }
 
   /** Gaps in what was heard, and how long they were together. */

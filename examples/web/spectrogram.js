@@ -70,12 +70,13 @@ export class Spectrogram {
     return Math.max(1, Math.round(devicePixelRatio));
   }
 
-  clear() {
+  /** Begin anew, at the left, or, as if it were full of silence, at the right. */
+  clear({ full = false } = {}) {
     this.#recent.fill(0);
     this.#held.samples = new Float32Array(this.#held.delaySamples);
     this.#columns.fillStyle = "rgb(6 4 15)";
     this.#columns.fillRect(0, 0, this.#canvas.width, this.#canvas.height);
-    this.#next = 0;
+    this.#next = full ? this.width : 0;
     this.#show();
   }
 

@@ -12,7 +12,7 @@ export async function readBytes(source) {
   try {
     return isNode && !/^(https?|data|blob):/.test(String(source)) ? await fromDisk(source) : await fromNetwork(source);
   } catch (error) {
-    const hint = "`dfstream patch MODEL --mode audio -o DIR` writes a graph and the JSON file beside it";
+    const hint = "`dfstream patch MODEL --mode audio-graph -o DIR` writes a graph and the JSON file beside it";
     throw new DfstreamError("model", `cannot read ${source}: ${textOf(error)}`, { hint, cause: error });
   }
 }
