@@ -15,6 +15,8 @@ const COLOURS = [
   [6, 4, 15], [28, 16, 68], [79, 18, 123], [129, 37, 129], [181, 54, 122], [229, 80, 100], [251, 135, 97], [254, 194, 135], [252, 253, 191],
 ];
 
+const BLACK = `rgb(${COLOURS[0].join(" ")})`;
+
 const PALETTE = Uint8ClampedArray.from({ length: 1024 }, (_, i) => {
   const at = ((i >> 2) / 255) * (COLOURS.length - 1);
   const low = COLOURS[Math.floor(at)];
@@ -31,6 +33,12 @@ const REVERSED = Uint16Array.from({ length: SIZE }, (_, n) => {
   for (let bit = 1; bit < SIZE; bit <<= 1) reversed = (reversed << 1) | (n & bit ? 1 : 0);
   return reversed;
 });
+
+function canvasOf(width, height) {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [width, height];
+  return canvas;
+}
 
 const mel = (hz) => Math.log1p(hz / 700);
 const hertz = (value) => 700 * Math.expm1(value);
@@ -74,7 +82,7 @@ export class Spectrogram {
   clear({ full = false } = {}) {
     this.#recent.fill(0);
     this.#held.samples = new Float32Array(this.#held.delaySamples);
-    this.#columns.fillStyle = "rgb(6 4 15)";
+    this.#columns.fillStyle = BLACK;
     this.#columns.fillRect(0, 0, this.#canvas.width, this.#canvas.height);
     this.#next = full ? this.width : 0;
     this.#show();
@@ -105,17 +113,29 @@ export class Spectrogram {
     const { width, height } = this.#canvas.getBoundingClientRect();
     const size = [Math.max(1, Math.round(width * this.#scale)), Math.max(1, Math.round(height * this.#scale))];
     if (this.#columns && this.#canvas.width === size[0] && this.#canvas.height === size[1]) return;
+    const old = canvasOf(this.#canvas.width, this.#canvas.height);
+    if (this.#columns) this.#unroll(old.getContext("2d", { alpha: false }));
     [this.#canvas.width, this.#canvas.height] = size;
-    const hidden = document.createElement("canvas");
-    [hidden.width, hidden.height] = size;
-    this.#columns = hidden.getContext("2d", { alpha: false });
+    this.#columns = canvasOf(...size).getContext("2d", { alpha: false });
     this.#image = this.#columns.createImageData(this.#scale, size[1]);
     this.#rows = Array.from({ length: size[1] }, (_, row) => {
       const share = 1 - row / Math.max(1, size[1] - 1);
       const bin = (hertz(mel(LOWEST) + share * (mel(HIGHEST) - mel(LOWEST))) * SIZE) / this.#sampleRate;
       return [Math.floor(bin), bin % 1];
     });
-    this.clear();
+    this.#columns.fillStyle = BLACK;
+    this.#columns.fillRect(0, 0, ...size);
+    if (this.#next) this.#columns.drawImage(old, 0, 0, ...size);
+    if (this.#next) this.#next = this.width;
+    this.#show();
+  }
+
+  /** Draw the ring of columns, oldest first. */
+  #unroll(context) {
+    const ring = this.#columns.canvas;
+    const cut = this.#next < this.width ? 0 : (this.#next % this.width) * this.#scale;
+    context.drawImage(ring, -cut, 0);
+    if (cut) context.drawImage(ring, this.width * this.#scale - cut, 0);
   }
 
   /** Level in dB of every bin of the last samples. */
@@ -166,14 +186,11 @@ export class Spectrogram {
     });
   }
 
-  /** The ring of columns, oldest first, and marks of the frequency. */
+  /** The columns, and marks of the frequency. */
   #paint() {
     const context = this.#canvas.getContext("2d", { alpha: false });
     const { width, height } = this.#canvas;
-    const hidden = this.#columns.canvas;
-    const cut = this.#next < this.width ? 0 : (this.#next % this.width) * this.#scale;
-    context.drawImage(hidden, -cut, 0);
-    if (cut) context.drawImage(hidden, this.width * this.#scale - cut, 0);
+    this.#unroll(context);
     context.font = `${11 * this.#scale}px system-ui, sans-serif`;
     context.textAlign = "right";
     context.textBaseline = "middle";
