@@ -68,7 +68,7 @@ def _one_hop(data: bytes) -> bool:
     import onnx
 
     (audio,) = [i for i in onnx.load_model_from_string(data).graph.input if i.name == "audio"]
-    return audio.type.tensor_type.shape.dim[1].HasField("dim_value")
+    return bool(audio.type.tensor_type.shape.dim[1].HasField("dim_value"))
 
 
 def _test_audio(hop: int) -> dict[str, NDArray[np.float32]]:

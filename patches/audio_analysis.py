@@ -92,7 +92,9 @@ class Transforms:
             spec = emit.reshape(spec, (0, 1, 2, -1), "synthesis/bins")
         else:
             spec = emit("Transpose", [spec], "synthesis/bins", perm=[0, 2, 1, 3])
-        frames = emit("Mul", [self._dft.inverse(emit, spec, "synthesis/dft"), self._window], "synthesis/frames")
+        frames = emit(
+            "Mul", [self._dft.inverse(emit, spec, "synthesis/dft"), self._window], "synthesis/frames"
+        )
         cuts = [min(hop, size - start) for start in range(0, size, hop)]
         total, *later = emit.split(frames, cuts, 2, "synthesis/parts")
         for age, part in enumerate(later, 1):
@@ -126,7 +128,12 @@ class Features:
         self._config, self._numbers = config, numbers
 
     def compute(
-        self, emit: Emitter, state: PackedState, spec: gs.Tensor, feat_erb: gs.Variable, feat_spec: gs.Variable
+        self,
+        emit: Emitter,
+        state: PackedState,
+        spec: gs.Tensor,
+        feat_erb: gs.Variable,
+        feat_spec: gs.Variable,
     ) -> None:
         """Emit ``feat_erb`` [B, 1, T, bands] and ``feat_spec`` [B, 2, T, df bins] of spectra."""
         E, D = self._config.nb_erb, self._config.nb_df
@@ -152,7 +159,9 @@ class Features:
         given = state.take("norms", [E + D], meaning)
         first = np.concatenate([initial_erb_norm(E), initial_unit_norm(D)])
         # a mean magnitude is never zero once there was a frame
-        fresh = emit("Equal", [emit.slice(given, E + D - 1, None, 1, "norms/last"), np.float32(0)], "norms/new")
+        fresh = emit(
+            "Equal", [emit.slice(given, E + D - 1, None, 1, "norms/last"), np.float32(0)], "norms/new"
+        )
         before = emit("Where", [fresh, first, given], "norms/first")
         before = emit.reshape(before, (0, 1, 1, -1), "norms/row")
         least = np.concatenate([np.full(E, _NO_LEAST), np.full(D, LEAST_MEAN)])

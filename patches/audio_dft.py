@@ -183,7 +183,7 @@ def _parts(steps: NDArray[Any], size: int) -> Table:
 
 def _places(bin_of: Places, bins: int) -> tuple[Places, Table]:
     """Find every bin, or its mirror, among the rows that are computed."""
-    half, columns = bin_of.shape
+    columns = bin_of.shape[1]
     found = {int(k): divmod(at, columns) for at, k in reversed([*enumerate(bin_of.ravel())])}
     size = 2 * (bins - 1)
     place, sign = np.empty((2, bins), np.int64), np.ones((2, bins))

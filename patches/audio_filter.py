@@ -105,7 +105,11 @@ class SpectralFilter:
         history = state.history(spec, c.delay_frames, "noisy", "noisy spectra, re and im", (2, c.bins))
         known = self._frames(emit, history, self._held, c.delay_frames, "known")
         masked = state.history(
-            self._masked(emit, known, m, 0), c.df_order - 1, "masked", "masked spectra, re and im", (2, c.bins)
+            self._masked(emit, known, m, 0),
+            c.df_order - 1,
+            "masked",
+            "masked spectra, re and im",
+            (2, c.bins),
         )
         noisy = self._frames(emit, history, 0, c.delay_frames, "noisy")
         current = self._frames(emit, masked, self._past_taps, c.df_order - 1, "masked")
@@ -113,7 +117,9 @@ class SpectralFilter:
 
     def _masked(self, emit: Emitter, spec: gs.Tensor, m: gs.Tensor, first: int) -> gs.Tensor:
         """Emit the bins from ``first`` on, each times the gain of its band."""
-        gains = emit("Gather", [m, band_of_bin(self._config)[first:]], "mask/gains", axis=_WIDTH)
+        bands = band_of_bin(self._config)[first:]
+        # a product with ones and zeros: exact, and quicker than picking values one by one
+        gains = emit("MatMul", [m, np.eye(self._config.nb_erb)[:, bands]], "mask/gains")
         above = emit.slice(spec, first, None, _WIDTH, "mask/noisy") if first else spec
         return emit("Mul", [above, gains], "mask/masked")
 
@@ -130,16 +136,18 @@ class SpectralFilter:
         taps : Tensor, [B, 2 * taps, T, df bins]
             Oldest first, (re, im) inside.
         """
-        O, D = self._config.df_order, self._config.nb_df
-        low = history if D == self._config.bins else emit.slice(history, 0, D, _WIDTH, "taps/low")
-        spectra = emit.reshape(self._windows(emit, low), (0, 1, 2 * O, -1, D), "taps/spectra")
-        re, im = np.arange(0, 2 * O, 2), np.arange(1, 2 * O, 2)
-        # (re, im) of X times (re, im) of C, minus in the first row; then times (im, re) of C
+        c = self._config
+        parts, bins = 2 * c.df_order, c.nb_df
+        low = history if bins == c.bins else emit.slice(history, 0, bins, _WIDTH, "taps/low")
+        spectra = emit.reshape(self._windows(emit, low), (0, 1, parts, -1, bins), "taps/spectra")
+        re, im = np.arange(0, parts, 2), np.arange(1, parts, 2)
+        # (re, im) of X times (re, im) of C, minus in the second half; then times (im, re) of C
         turned = emit("Gather", [taps, np.stack([[*re, *im], [*im, *re]])], "taps/turned", axis=1)
-        products = emit.reshape(emit("Mul", [spectra, turned], "taps/products"), (0, 2, 2 * O, -1), "taps/flat")
-        signs = np.ones((2, 1, 2 * O))
-        signs[0, 0, O:] = -1
-        return emit.reshape(emit("MatMul", [signs, products], "taps/sums"), (0, 2, -1, D), "taps/filtered")
+        products = emit("Mul", [spectra, turned], "taps/products")
+        products = emit.reshape(products, (0, 2, parts, -1), "taps/flat")
+        signs = np.ones((2, 1, parts))
+        signs[0, 0, c.df_order :] = -1
+        return emit.reshape(emit("MatMul", [signs, products], "taps/sums"), (0, 2, -1, bins), "taps/filtered")
 
     def _windows(self, emit: Emitter, low: gs.Tensor) -> gs.Tensor:
         """Emit the frames that each tap meets, [B, 2, taps, T, df bins] or, of one frame, without T."""
@@ -164,14 +172,15 @@ class SpectralFilter:
         least = emit("Add", [size(noisy, "noisy"), LEAST_GAIN], "post_filter/least")
         gain = emit("Div", [size(spec, "enhanced"), least], "post_filter/ratio")
         gain = emit("Clip", [gain, LEAST_GAIN, np.float32(1)], "post_filter/gain")
-        sine = emit("Sin", [emit("Mul", [gain, np.float32(np.pi / 2)], "post_filter/phase")], "post_filter/sine")
+        sine = emit(
+            "Sin", [emit("Mul", [gain, np.float32(np.pi / 2)], "post_filter/phase")], "post_filter/sine"
+        )
         bins = self._config.bins
-        reached = np.arange(bins) < bins - bins % 4  # libDF leaves the last ones alone
-        strength = emit("Mul", [emit.reshape(beta, (-1, 1, 1, 1), "post_filter/beta"), reached.astype(np.float32)],
-                        "post_filter/strength")  # fmt: skip
-        square = emit("Mul", [sine, sine], "post_filter/square")
-        weakening = emit("Add", [emit("Div", [strength, square], "post_filter/over"), np.float32(1)],
-                         "post_filter/divisor")  # fmt: skip
+        reached = (np.arange(bins) < bins - bins % 4).astype(np.float32)  # libDF leaves the last ones alone
+        beta = emit.reshape(beta, (-1, 1, 1, 1), "post_filter/beta")
+        strength = emit("Mul", [beta, reached], "post_filter/strength")
+        over = emit("Div", [strength, emit("Mul", [sine, sine], "post_filter/square")], "post_filter/over")
+        divisor = emit("Add", [over, np.float32(1)], "post_filter/divisor")
         raised = emit("Add", [strength, np.float32(1)], "post_filter/raised")
-        factor = emit("Div", [raised, weakening], "post_filter/factor")
+        factor = emit("Div", [raised, divisor], "post_filter/factor")
         return emit("Mul", [spec, factor], "post_filter/filtered")

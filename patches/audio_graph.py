@@ -214,7 +214,7 @@ _SETTINGS = {
     "atten_lim": {
         "range": [0, 1],
         "off": 0,
-        "meaning": "share of the noisy signal that stays: 10^(-dB / 20) limits the attenuation to so many dB, "
+        "meaning": "share of the noisy signal that stays: 10^(-dB / 20) limits the attenuation to dB, "
         "1 gives the delayed input",
     },
     "pf_beta": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dfstream.errors import UnsupportedGraph
 from dfstream.interface import FEATURES, state_output
 
 from .canonical_conv import TimeConv, fold_pointwise
@@ -11,6 +12,8 @@ from .emitting import Emitter, sizes
 from .graph import BATCH, TIME, export_graph, producer, static_shapes, time_pad, variable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import onnx_graphsurgeon as gs
 
 __all__ = ["carry_lean_context"]
@@ -39,22 +42,30 @@ def carry_lean_context(graph: gs.Graph) -> list[str]:
             continue
         source = pad.inputs[0]
         conv, last = fold_pointwise(TimeConv.read(node))
+        if time_pad(pad) != conv.taps - 1:
+            raise UnsupportedGraph(
+                f"Conv {node.name!r} spans {conv.taps} frames after a Pad of {time_pad(pad)}"
+            )
         result = last.outputs[0]
+        widths = [_width(shapes, tensor) for tensor in (source, node.outputs[0])]
         for replaced in (node, last):
             replaced.outputs.clear()
         feature = source.name.removeprefix("feat_") if source.name in FEATURES else None
         name = _unused(graph, conv.state_name(feature))
-        if conv.carries_sums:
-            width = shapes[node.inputs[0].name if last is node else result.name][3]
-            state, after = _carry_sums(emit, conv, source, result, name, width)
-        else:
-            state, after = _carry_frames(emit, conv, source, result, name, shapes[source.name][3])
+        carry, width = (_carry_sums, widths[1]) if conv.carries_sums else (_carry_frames, widths[0])
+        state, after = carry(emit, conv, source, result, name, width)
         graph.inputs.append(state)
         graph.outputs.append(after)
         sites.append(f"{name} [{', '.join(map(str, state.shape))}]")
     graph.nodes.extend(emit.nodes)
     graph.cleanup().toposort()
     return sites
+
+
+def _width(shapes: Mapping[str, tuple[int, ...]], tensor: gs.Tensor) -> int:
+    if len(shapes.get(tensor.name, ())) != 4:
+        raise UnsupportedGraph(f"the width of {tensor.name!r} is not known")
+    return shapes[tensor.name][3]
 
 
 def _unused(graph: gs.Graph, name: str) -> str:

@@ -64,9 +64,7 @@ class Emitter:
 
     def split(self, x: gs.Tensor, parts: Sequence[int], axis: int, name: str) -> list[gs.Variable]:
         """Cut an axis into parts of the given sizes."""
-        results = [
-            gs.Variable(self._unique(f"{name}/{i}"), np.dtype(np.float32)) for i in range(len(parts))
-        ]
+        results = [gs.Variable(self._unique(f"{name}/{i}"), np.dtype(np.float32)) for i in range(len(parts))]
         inputs = [x, self._tensor(sizes(*parts))]
         self.nodes.append(gs.Node("Split", self._unique(name), {"axis": axis}, inputs, results))
         return results

@@ -106,6 +106,12 @@ def _macs(node: gs.Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
     if node.op not in ("Conv", "ConvTranspose", "GRU", "Einsum", "MatMul", "Gemm"):
         return 0
     weight = constant_value(node.inputs[1])
+    if node.op == "MatMul":
+        first = constant_value(node.inputs[0])
+        if weight is None and first is None:
+            return 0
+        length = weight.shape[-2] if weight is not None else first.shape[-1]  # type: ignore[union-attr]
+        return int(math.prod(shapes[node.outputs[0].name]) * length)
     if weight is None:
         return 0
     if node.op == "GRU":

@@ -17,6 +17,7 @@ from hypothesis import settings
 import synthetic
 from dfstream import catalog
 from dfstream.model import Model
+from dfstream.modes.base import Mode, find_mode, mode_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,9 @@ OFFICIAL = ("dfn3", "dfn2", "dfn2_ll", "dfn3_h0", "dfn2_h0")
 
 #: Small exports of the family with random weights, one for each variant.
 SYNTHETIC = tuple(synthetic.PRESETS)
+
+#: Modes that drive the network and leave the signal to the engine.
+NETWORK_MODES = tuple(name for name in mode_names() if issubclass(find_mode(name), Mode))
 
 settings.register_profile("default", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("default")

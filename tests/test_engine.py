@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emulation
+from conftest import NETWORK_MODES
 from dfstream import Stream
 from dfstream.errors import AudioError, UsageError
 from dfstream.filtering import SpectralFilter, attenuation_gain, mask_post_filter
@@ -55,7 +56,7 @@ def channels(noisy):
     ("name", "mode", "parity"),
     [
         *(("dfn3", mode, "rust") for mode in mode_names()),
-        *(("dfn2", mode, "python") for mode in mode_names()),
+        *(("dfn2", mode, "python") for mode in NETWORK_MODES),
         ("wideband16k", "incremental", "rust"),
     ],
 )
@@ -392,7 +393,7 @@ def with_pauses(x, hop):
     return x
 
 
-@pytest.mark.parametrize("mode", EXACT)
+@pytest.mark.parametrize("mode", [*EXACT, "audio-graph"])
 @pytest.mark.parametrize("block_frames", [1, 4])
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", ["dfn3", "dfn2"])

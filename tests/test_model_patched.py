@@ -7,19 +7,20 @@ import onnx
 import pytest
 
 import synthetic
+from conftest import NETWORK_MODES
 from dfstream import Stream
 from dfstream.backends.base import find_backend
 from dfstream.errors import UnsupportedGraph
 from dfstream.interface import EXPORTS
 from dfstream.model import Model
-from dfstream.modes.base import find_mode, mode_names
+from dfstream.modes.base import find_mode
 from dfstream.patching import patch_model
 from exports import edited, graph_of, outputs, refusal
 
 #: What no reader of JSON can follow.
 DEEP = "[" * 100_000
 
-EXACT = [name for name in mode_names() if find_mode(name).exact]
+EXACT = [name for name in NETWORK_MODES if find_mode(name).exact]
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_a_patched_graph_serves_its_mode_only(mode, tmp_path, synthetic_model):
         assert (loaded.config, loaded.sha256) == (model.config, model.sha256)
         assert not loaded.is_export
         np.testing.assert_array_equal(outputs(loaded, mode), outputs(model, mode))
-    for other in mode_names():
+    for other in NETWORK_MODES:
         if other != mode:
             with pytest.raises(UnsupportedGraph, match="at hand is only") as caught:
                 find_mode(other)(loaded, find_backend("ort-cpu"))
@@ -65,7 +66,7 @@ def test_the_merged_graph_that_dfstream_wrote_serves_every_mode(tmp_path, synthe
     patch_model(model, tmp_path, ["stateless-window-last"], check=False)
     loaded = Model.load(tmp_path)
     assert (loaded.is_export, loaded.sha256) == (True, model.sha256)
-    for mode in mode_names():
+    for mode in NETWORK_MODES:
         np.testing.assert_allclose(outputs(loaded, mode), outputs(model, mode), atol=1e-6)
 
 

@@ -9,9 +9,19 @@ from dfstream import Stream
 from dfstream.backends.base import find_backend
 from dfstream.errors import UnsupportedGraph, UsageError
 from dfstream.interface import state_output
-from dfstream.modes.base import Mode, NetOutput, find_mode, initial_states, mode_names
+from dfstream.modes.base import (
+    Mode,
+    NetOutput,
+    Strategy,
+    find_mode,
+    find_network_mode,
+    initial_states,
+    mode_names,
+)
 
 NAMES = ("incremental", "stateful-h0", "stateless-window-last", "streaming")
+
+ALL = (*NAMES, "audio-graph")
 
 every_mode = pytest.mark.parametrize("name", NAMES)
 
@@ -37,13 +47,14 @@ def model(synthetic_model):
 
 
 def test_names():
-    assert mode_names() == sorted(NAMES)
+    assert mode_names() == sorted(ALL)
 
 
-@every_mode
+@pytest.mark.parametrize("name", ALL)
 def test_every_mode_says_what_it_is(name):
     mode = find_mode(name)
-    assert issubclass(mode, Mode)
+    assert issubclass(mode, Strategy)
+    assert issubclass(mode, Mode) is (name in NAMES)
     assert mode.name == name
     for text in (mode.summary, mode.carries):
         assert text
@@ -52,10 +63,16 @@ def test_every_mode_says_what_it_is(name):
     assert isinstance(mode.many_frames, bool)
 
 
+def test_only_some_modes_drive_the_network_by_itself():
+    assert all(find_network_mode(name) is find_mode(name) for name in NAMES)
+    with pytest.raises(UsageError, match="audio-graph has the network inside"):
+        find_network_mode("audio-graph")
+
+
 def test_recipes_have_names_and_files_of_their_own():
-    recipes = [find_mode(name).recipe() for name in NAMES]
+    recipes = [find_mode(name).recipe() for name in ALL]
     stems = [stem for recipe in recipes for stem in recipe.stems]
-    assert [recipe.name for recipe in recipes] == list(NAMES)
+    assert [recipe.name for recipe in recipes] == list(ALL)
     assert len(set(stems)) == len(stems)
 
 
@@ -113,7 +130,7 @@ def added(tmp_path, monkeypatch):
 def test_a_file_adds_a_mode(model):
     from dfstream.inspection import inspect_model
 
-    assert mode_names() == sorted([*NAMES, "all-silent"])
+    assert mode_names() == sorted([*ALL, "all-silent"])
     x = noise(model, 5)[0].ravel()
     stream = Stream(model, mode="all-silent")
     y = np.concatenate([stream.process(x), stream.flush()])
@@ -123,7 +140,7 @@ def test_a_file_adds_a_mode(model):
 
 
 def test_without_the_file_the_mode_is_gone():
-    assert mode_names() == sorted(NAMES)
+    assert mode_names() == sorted(ALL)
     with pytest.raises(UsageError):
         find_mode("all-silent")
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import NETWORK_MODES
 from dfstream import Stream
 from dfstream.errors import UsageError
 from dfstream.modes.base import mode_names
@@ -69,7 +70,7 @@ def advanced(synthetic_model):
     options=st.fixed_dictionaries(
         {},
         optional={
-            "mode": st.sampled_from(mode_names()),
+            "mode": st.sampled_from(NETWORK_MODES),
             "channel_mask": st.sampled_from(["none", "max", "mean"]),
             "parity": st.sampled_from(["rust", "python"]),
             "block_frames": st.sampled_from([1, 3, 10]),

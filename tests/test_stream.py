@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SYNTHETIC
+from conftest import NETWORK_MODES, SYNTHETIC
 from dfstream import Model, Stream
 from dfstream.errors import UsageError
 from dfstream.modes.base import mode_names
@@ -73,7 +73,7 @@ sizes = st.lists(st.one_of(st.integers(0, 5000), st.integers(0, 3), st.just(480)
 @settings(max_examples=80)
 @given(
     name=st.sampled_from(MODELS),
-    mode=st.sampled_from(mode_names()),
+    mode=st.sampled_from(NETWORK_MODES),
     parity=st.sampled_from(PARITIES),
     block_frames=st.sampled_from([1, 2, 5, 16]),
     same_length=st.booleans(),
@@ -191,7 +191,7 @@ def test_lengths(stream, x, name, parity):
 # -- the life of a stream --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", mode_names())
+@pytest.mark.parametrize("mode", NETWORK_MODES)
 @pytest.mark.parametrize("name", ["dfn2", "bundled"])
 def test_reset_means_fresh(model, x, name, mode):
     """Whatever came before: nothing, part of a hop, much, a flush, samples that were replaced."""

@@ -23,7 +23,7 @@ from dfstream import registry
 from dfstream.backends.base import Backend, backend_names
 from dfstream.benchmark.statistics import compare
 from dfstream.model import Model
-from dfstream.modes.base import Mode, find_mode, mode_names
+from dfstream.modes.base import Strategy, find_mode, mode_names
 from dfstream.reading import parse_graph
 
 if TYPE_CHECKING:
@@ -103,13 +103,15 @@ def measured(report: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _row(mode: type[Mode], model: Model) -> tuple[str, ...]:
+def _row(mode: type[Strategy], model: Model) -> tuple[str, ...]:
     frames = mode.frames_per_hop(model)
-    graphs = model.graphs(mode.recipe())
+    recipes = mode.recipes()
+    # of several forms of one graph the first is that of a single frame
+    graphs = model.graphs(recipes[0])
     delay = model.config.delay_samples
     return (
         f"`{mode.name}`",
-        ", ".join(f"`{stem}`" for stem in graphs),
+        ", ".join(f"`{stem}`" for recipe in recipes for stem in recipe.stems),
         mode.carries,
         str(frames),
         f"{delay} samples ({1000 * delay // model.config.sample_rate} ms)",

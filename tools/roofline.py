@@ -26,7 +26,7 @@ from dfstream.backends.base import find_backend
 from dfstream.backends.numba import FRAMES_TOGETHER
 from dfstream.dsp.tile import LANES, ROWS, TALL, tile
 from dfstream.model import Model
-from dfstream.modes.base import find_mode
+from dfstream.modes.base import find_network_mode
 from dfstream.net.packing import aligned
 from dfstream.reading import parse_graph
 
@@ -82,7 +82,7 @@ def _quickest(call: Callable[[], object], count: int) -> float:
 
 def measured(model: Model, precision: str, streams: int, frames: int) -> float:
     """Return the seconds the network takes per stream and hop: the least of medians."""
-    mode = find_mode("incremental")(model, find_backend("numba", precision=precision), streams)
+    mode = find_network_mode("incremental")(model, find_backend("numba", precision=precision), streams)
     rng, c = np.random.default_rng(0), model.config
     feat_erb = rng.standard_normal((streams, 1, frames, c.nb_erb), np.float32)
     feat_spec = rng.standard_normal((streams, 2, frames, c.nb_df), np.float32)
@@ -99,7 +99,9 @@ def measured(model: Model, precision: str, streams: int, frames: int) -> float:
 
 def program_of(model: Model, precision: str) -> Program:
     """Return the compiled program of a model."""
-    sessions = model.open(find_backend("numba", precision=precision), find_mode("incremental").recipe())
+    sessions = model.open(
+        find_backend("numba", precision=precision), find_network_mode("incremental").recipe()
+    )
     (session,) = sessions.values()
     return session.program  # type: ignore[attr-defined, no-any-return]
 

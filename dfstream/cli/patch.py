@@ -114,7 +114,9 @@ def _as_dict(result: PatchResult) -> dict[str, Any]:
         "patches": [{"name": name, "sites": list(sites)} for name, sites in result.report],
         "checks": [
             {
-                "features": row.features, "frames_per_call": row.chunking, "errors": dict(row.errors),
+                "features": row.features,
+                "frames_per_call": row.chunking,
+                "errors": dict(row.errors),
                 **({} if row.snr_db is None else {"snr_db": row.snr_db}),
             }
             for row in result.checks
