@@ -87,13 +87,16 @@ def site(model: Model, runtime: Path) -> Mapping[str, Resource]:
     UnsupportedGraph
         No such graph can be made of the model.
     """
-    page = _folder("examples")
-    files = {path.name: path for path in sorted((page / "web").iterdir()) if path.suffix in _TYPES}
+    examples = _folder("examples")
+    files: dict[str, bytes | Path] = {
+        path.name: path for path in sorted((examples / "web").iterdir()) if path.suffix in _TYPES
+    }
     files |= {f"dfstream/{path.name}": path for path in sorted(_folder("js").glob("*.js"))}
     files |= {f"ort/{name}": runtime / name for name in FILES}
-    files["example.wav"] = page / "noisy.wav"
-    made = {**_graph(model), "model/about.json": json.dumps({"name": model.name}).encode()}
-    return {name: Resource(content) for name, content in {**files, **made}.items()}
+    files |= _graph(model)
+    files["model/about.json"] = json.dumps({"name": model.name}).encode()
+    files["example.wav"] = examples / "noisy.wav"
+    return {name: Resource(content) for name, content in files.items()}
 
 
 def write_site(files: Mapping[str, Resource], folder: Path) -> None:
@@ -141,7 +144,8 @@ def serving(
         server: http.server.ThreadingHTTPServer = kind((host, port), Handler)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot serve at {host}, port {port}: {reason}", hint="--port 0 takes any free one") from error
+        hint = "--port 0 takes any free one"
+        raise UsageError(f"cannot serve at {host}, port {port}: {reason}", hint=hint) from error
     with server:
         yield server
 
@@ -150,7 +154,7 @@ def address(server: http.server.ThreadingHTTPServer) -> str:
     """Return where a browser on this machine finds the page."""
     host, port = str(server.server_address[0]), server.server_address[1]
     # browsers give the microphone to secure pages and to those of the machine itself
-    if host in ("0.0.0.0", "::"):  # noqa: S104
+    if host in ("0.0.0.0", "::"):
         host = "localhost"
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime for browsers: the three files of the npm package that a page needs, fetched once and verified."""
+"""ONNX Runtime for browsers: the files of the npm package that a page needs, fetched once, verified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of programs outside Python need: audio graphs on disk, goldens as WAV files, Node and its packages."""
+"""What tests of programs outside Python need: audio graphs and goldens on disk, Node and its packages."""
 
 import shutil
 import subprocess

@@ -112,9 +112,9 @@ def test_every_control_has_a_name(site):
 
 def test_it_can_be_written_for_another_server(site, tmp_path):
     demo.write_site(site, tmp_path / "page")
-    written = {p.relative_to(tmp_path / "page").as_posix(): p for p in (tmp_path / "page").rglob("*") if p.is_file()}
-    assert written.keys() == site.keys()
-    assert all(path.read_bytes() == site[name].read() for name, path in written.items())
+    files = [path for path in (tmp_path / "page").rglob("*") if path.is_file()]
+    assert {path.relative_to(tmp_path / "page").as_posix() for path in files} == site.keys()
+    assert all((tmp_path / "page" / name).read_bytes() == file.read() for name, file in site.items())
     with pytest.raises(UsageError, match="exists"):
         demo.write_site(site, tmp_path / "page")
     with pytest.raises(UsageError):
@@ -145,7 +145,7 @@ def test_answers_with_types_and_protection(ask, site):
 
 
 @pytest.mark.parametrize(
-    "path", ["/none.js", "/../pyproject.toml", "/%2e%2e/pyproject.toml", "//etc/passwd", "/web", "/dfstream/", "*"]
+    "path", ["/none.js", "/../README.md", "/%2e%2e/README.md", "//etc/passwd", "/web", "/dfstream/", "*"]
 )
 def test_has_nothing_but_the_site(ask, path):
     status, headers, body = ask(path)
@@ -177,7 +177,8 @@ def test_an_address_that_is_taken(site):
 
 
 def test_serves_until_interrupted(runtime):
-    command = [sys.executable, "-m", "dfstream", "demo", "--port", "0", "--no-browser", "--runtime", str(runtime)]
+    arguments = ["demo", "--port", "0", "--no-browser", "--runtime", str(runtime)]
+    command = [sys.executable, "-m", "dfstream", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()
         port = re.match(r"http://127\.0\.0\.1:(\d+)/ serves bundled", line)[1]

@@ -44,7 +44,8 @@ def program(tmp_path_factory):
     library.symlink_to(libraries[0])
     command = [
         compiler, "-std=c99", "-Wall", "-Wextra", "-Werror", "-O2", f"-I{headers}",
-        str(ROOT / "examples" / "c" / "enhance.c"), str(library), f"-Wl,-rpath,{folder}", "-o", str(folder / "enhance"),
+        str(ROOT / "examples" / "c" / "enhance.c"), str(library), f"-Wl,-rpath,{folder}",
+        "-o", str(folder / "enhance"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -50,7 +50,8 @@ def test_gives_what_the_rust_engine_gives(example, graph, tmp_path, case):
 def test_takes_settings(example, graph, tmp_path):
     x, _ = goldens(cases=["white_snr5"])["white_snr5"]
     soundfile.write(tmp_path / "in.wav", x[:48_000], 48_000, subtype="FLOAT")
-    done = example(graph, tmp_path / "in.wav", tmp_path / "out.wav", "--atten-lim-db", "0", "--post-filter", "0.02")
+    settings = ["--atten-lim-db", "0", "--post-filter", "0.02"]
+    done = example(graph, tmp_path / "in.wav", tmp_path / "out.wav", *settings)
     assert done.returncode == 0, done.stderr
     found, _ = soundfile.read(tmp_path / "out.wav", dtype="float32", always_2d=True)
     assert snr(x[:48_000], found) > 100  # 0 dB: the input

@@ -11,7 +11,9 @@ from dfstream.cli._progress import loading, progress_bar
 
 @click.command(short_help="Hear it in a browser: a page on this machine.")
 @click.argument("model", metavar="[MODEL]", default="bundled")
-@click.option("--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="0 takes any free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="0 takes any free one."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--no-browser", is_flag=True, help="Do not open a browser.")
 @click.option(
@@ -25,11 +27,12 @@ from dfstream.cli._progress import loading, progress_bar
 def command(
     model: str, port: int, host: str, no_browser: bool, runtime: Path | None, folder: Path | None
 ) -> None:
-    """Serve a page that enhances files and the microphone in the browser, with MODEL: a name, folder or archive.
+    """Serve a page that enhances files and the microphone in the browser.
 
-    Sound never leaves the browser. The first start downloads ONNX Runtime for browsers (33 MB) into the cache,
-    verified; later ones need no network. Browsers give the microphone to pages of the machine itself and to those that come
-    over https, so with another --host use a server with a certificate in front.
+    MODEL is a name, a folder or an archive. Sound never leaves the browser. The first start downloads ONNX
+    Runtime for browsers (33 MB) into the cache, verified; later ones need no network. Browsers give the
+    microphone to pages of the machine itself and to those that come over https, so with another --host use
+    a server with a certificate in front.
     """
     from dfstream import demo
     from dfstream.webruntime import runtime_folder

@@ -25,6 +25,7 @@ class Page {
   #after;
   #recording;
   #microphone = false;
+  #turn = Promise.resolve();
   #drawing = new AbortController();
 
   async start() {
@@ -59,8 +60,14 @@ class Page {
     await this.#open(recording);
   }
 
-  /** Show a recording, and be ready to play it. */
+  /** Show a recording and what comes of it. */
   async #open(recording) {
+    this.#take(recording);
+    await this.#preview();
+  }
+
+  /** Be ready to play a recording. */
+  #take(recording) {
     this.#recording = recording;
     element("name").textContent = recording.name;
     element("note").textContent = recording.channels.length > 1 ? "stereo" : "mono";
@@ -71,14 +78,12 @@ class Page {
     element("listen").closest("label").hidden = true;
     meters.clear();
     this.#showPosition(0);
-    await this.#preview();
   }
 
   /** End what plays. */
   async #close() {
     this.#drawing.abort();
-    this.#microphone = false;
-    element("microphone").setAttribute("aria-pressed", "false");
+    this.#showMicrophone(false);
     const recorded = await this.#player.stop();
     this.#showPlaying(false);
     return recorded;
@@ -95,17 +100,16 @@ class Page {
     }
     await this.#close();
     await this.#player.playMicrophone(this.#settings, this.#bufferHops);
-    this.#microphone = true;
     this.#recording = undefined;
-    element("microphone").setAttribute("aria-pressed", "true");
+    this.#showMicrophone(true);
     element("name").textContent = "Microphone";
-    element("note").textContent = "listening; the sound stays here";
+    element("note").textContent = "listening; nothing leaves this tab, five minutes can be kept";
     element("live").hidden = false;
     element("listen").closest("label").hidden = false;
     element("listen").checked = false;
     element("download-input").hidden = true;
     element("play").disabled = false;
-    for (const id of ["seek", "download"]) element(id).disabled = true;
+    element("download").disabled = true;
     meters.clear();
     this.#clear({ full: true });
     this.#showPlaying(true);
@@ -224,6 +228,13 @@ class Page {
     for (const id of ["before", "after"]) element(`figure-${id}`).toggleAttribute("data-heard", id === heard);
   }
 
+  #showMicrophone(on) {
+    this.#microphone = on;
+    element("microphone").setAttribute("aria-pressed", String(on));
+    element("microphone-label").textContent = on ? "Stop the microphone" : "Use the microphone";
+    element("seek").hidden = on;
+  }
+
   #showPlaying(playing) {
     element("play").toggleAttribute("data-playing", playing);
     element("play").setAttribute("aria-label", playing ? (this.#microphone ? "Stop" : "Pause") : "Play");
@@ -235,7 +246,8 @@ class Page {
       element("seek").value = String(position);
     }
     fill(element("seek"));
-    element("time").textContent = `${clock(position)} / ${clock(this.#recording ? this.#duration : position)}`;
+    const whole = this.#recording ? ` / ${clock(this.#duration)}` : "";
+    element("time").textContent = clock(position) + whole;
   }
 
   // -- what people do
@@ -243,23 +255,25 @@ class Page {
   #listen() {
     const on = (id, event, action) =>
       element(id).addEventListener(event, (happened) => this.#attempt(() => action(happened)));
-    on("example", "click", async () => {
+    const inTurn = (id, event, action) =>
+      element(id).addEventListener(event, (happened) => this.#inTurn(() => action(happened)));
+    inTurn("example", "click", async () => {
       await this.#close();
-      await this.#open(await this.#example());
+      this.#take(await this.#example());
       await this.#play(0);
     });
-    on("file", "change", async ({ target }) => {
+    inTurn("file", "change", async ({ target }) => {
       const [file] = target.files;
       target.value = "";
       if (file) await this.#choose(file);
     });
-    on("microphone", "click", () => this.#toggleMicrophone());
-    on("play", "click", () => this.#togglePlaying());
+    inTurn("microphone", "click", () => this.#toggleMicrophone());
+    inTurn("play", "click", () => this.#togglePlaying());
     on("seek", "input", ({ target }) => fill(target));
     on("seek", "change", ({ target }) => this.#player.seek(Number(target.value)));
     on("limit", "input", () => this.#change());
     on("filter", "input", () => this.#change());
-    on("buffer", "change", () => this.#changeBuffer());
+    inTurn("buffer", "change", () => this.#changeBuffer());
     on("hear-before", "change", () => this.#showHeard());
     on("hear-after", "change", () => this.#showHeard());
     on("listen", "change", ({ target }) => this.#player.volume(target.checked ? 1 : 0));
@@ -275,7 +289,7 @@ class Page {
       if (event.target.closest?.(WANT_KEYS) && event.code === "Space") return;
       if (event.code === "Space") {
         event.preventDefault();
-        this.#attempt(() => this.#togglePlaying());
+        this.#inTurn(() => this.#togglePlaying());
       } else if (event.key.toLowerCase() === "b") {
         element(element("hear-after").checked ? "hear-before" : "hear-after").checked = true;
         this.#showHeard();
@@ -296,8 +310,14 @@ class Page {
       event.preventDefault();
       curtain.hidden = true;
       const [file] = event.dataTransfer.files;
-      if (file) this.#attempt(() => this.#choose(file));
+      if (file) this.#inTurn(() => this.#choose(file));
     });
+  }
+
+  /** What begins and ends sound waits for what does: opening a device takes its time, and clicks come double. */
+  #inTurn(action) {
+    this.#turn = this.#turn.then(() => this.#attempt(action));
+    return this.#turn;
   }
 
   /** Failures are for people to read; what goes on goes on. */
