@@ -18,11 +18,16 @@ async function main() {
   const recording = readWav(await readFile(input));
   if (recording.sampleRate !== model.sampleRate) {
     const hint = `sox ${input} -r ${model.sampleRate} other.wav`;
-    throw new DfstreamError("audio", `${input} has ${recording.sampleRate} Hz, the model takes ${model.sampleRate}`, { hint });
+    throw new DfstreamError("audio", `${input} has ${recording.sampleRate} Hz, the model takes ${model.sampleRate}`, {
+      hint,
+    });
   }
 
   const limit = values["atten-lim-db"];
-  const settings = { attenLimDb: limit === undefined ? null : Number(limit), postFilter: Number(values["post-filter"]) };
+  const settings = {
+    attenLimDb: limit === undefined ? null : Number(limit),
+    postFilter: Number(values["post-filter"]),
+  };
   const channels = [];
   for (const samples of recording.channels) channels.push(await enhance(model, samples, settings));
 

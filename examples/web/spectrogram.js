@@ -12,7 +12,15 @@ const BRIGHTEST = -22;
 
 /** Points of a map from black over violet and orange to pale yellow, evenly bright in between. */
 const COLOURS = [
-  [6, 4, 15], [28, 16, 68], [79, 18, 123], [129, 37, 129], [181, 54, 122], [229, 80, 100], [251, 135, 97], [254, 194, 135], [252, 253, 191],
+  [6, 4, 15],
+  [28, 16, 68],
+  [79, 18, 123],
+  [129, 37, 129],
+  [181, 54, 122],
+  [229, 80, 100],
+  [251, 135, 97],
+  [254, 194, 135],
+  [252, 253, 191],
 ];
 
 const BLACK = `rgb(${COLOURS[0].join(" ")})`;
@@ -170,7 +178,8 @@ export class Spectrogram {
       const level = this.#level[bin] + share * (this.#level[bin + 1] - this.#level[bin]);
       const shade = Math.max(0, Math.min(255, Math.round((255 * (level - DARKEST)) / (BRIGHTEST - DARKEST))));
       for (let x = 0; x < width; x++) {
-        for (let channel = 0; channel < 4; channel++) data[4 * (row * width + x) + channel] = PALETTE[4 * shade + channel];
+        for (let channel = 0; channel < 4; channel++)
+          data[4 * (row * width + x) + channel] = PALETTE[4 * shade + channel];
       }
     });
     this.#columns.putImageData(this.#image, (this.#next % this.width) * width, 0);

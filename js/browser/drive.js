@@ -133,7 +133,10 @@ const scenarios = {
   async refused(page) {
     await page.click("#microphone");
     await page.waitForFunction(() => !document.getElementById("error").hidden);
-    return { error: await text(page, "error"), pressed: await page.locator("#microphone").getAttribute("aria-pressed") };
+    return {
+      error: await text(page, "error"),
+      pressed: await page.locator("#microphone").getAttribute("aria-pressed"),
+    };
   },
 
   /** The microphone, for a while; the Worker is held up on the way. */
@@ -143,7 +146,7 @@ const scenarios = {
     await sleep(1000 * plan.seconds);
     const steady = await text(page, "underruns");
     await page.workers()[0].evaluate((ms) => {
-      for (const start = performance.now(); performance.now() - start < ms; );
+      for (const start = performance.now(); performance.now() - start < ms;);
     }, plan.held);
     await sleep(1500);
     const held = await text(page, "underruns");

@@ -7,7 +7,8 @@ const FORMAT = 1;
 const INPUTS = ["audio", "state", "atten_lim", "pf_beta"];
 const OUTPUTS = ["enhanced", "lsnr", "state_out"];
 
-const HINT = "hand over dfstream_audio_hop.onnx and the JSON file that `dfstream patch --mode audio-graph` wrote beside it";
+const HINT =
+  "hand over dfstream_audio_hop.onnx and the JSON file that `dfstream patch --mode audio-graph` wrote beside it";
 
 /**
  * Take what this package needs from the JSON file beside a graph.

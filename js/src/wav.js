@@ -106,7 +106,7 @@ function chunksOf(view) {
   if (tag(0) !== "RIFF" || tag(8) !== "WAVE") throw refused("it does not begin as one");
   /** @type {Map<string, { at: number, size: number }>} */
   const chunks = new Map();
-  for (let at = 12; at + 8 <= view.byteLength; ) {
+  for (let at = 12; at + 8 <= view.byteLength;) {
     // writers to a pipe do not know the size and give the largest one
     const size = Math.min(view.getUint32(at + 4, true), view.byteLength - at - 8);
     if (!chunks.has(tag(at))) chunks.set(tag(at), { at: at + 8, size });

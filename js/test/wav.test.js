@@ -24,7 +24,11 @@ function file(code, channels, bits, data, { extra = [], extensible = false } = {
 
 describe("WAV", () => {
   it("comes back as it went", () => {
-    for (const [format, step] of [["pcm16", 2 ** -15], ["pcm24", 2 ** -23], ["float32", 0]]) {
+    for (const [format, step] of [
+      ["pcm16", 2 ** -15],
+      ["pcm24", 2 ** -23],
+      ["float32", 0],
+    ]) {
       const found = readWav(writeWav({ sampleRate: 48_000, channels: [LEFT, RIGHT] }, format));
       assert.equal(found.sampleRate, 48_000);
       found.channels.forEach((channel, i) =>
@@ -35,7 +39,10 @@ describe("WAV", () => {
 
   it("clips what integers cannot hold, and floats do not", () => {
     const recording = { sampleRate: 8000, channels: [Float32Array.of(2, -2, 1)] };
-    for (const [format, bits] of [["pcm16", 15], ["pcm24", 23]]) {
+    for (const [format, bits] of [
+      ["pcm16", 15],
+      ["pcm24", 23],
+    ]) {
       const top = Math.fround((2 ** bits - 1) / 2 ** bits);
       assert.deepEqual([...readWav(writeWav(recording, format)).channels[0]], [top, -1, top]);
     }
