@@ -40,10 +40,10 @@ class Hops extends AudioWorkletProcessor {
     };
   }
 
-  /** A hop from the Worker. */
+  /** A hop from the Worker, which may have left some out. */
   take({ index, samples }) {
     const start = index * this.hop.length;
-    for (; this.returned < start; this.returned++) this.after[this.returned & MASK] = 0;
+    for (; this.returned < start; this.returned++) this.after[this.returned & MASK] = NaN;
     for (let i = 0; i < samples.length; i++) this.after[(start + i) & MASK] = samples[i];
     this.returned = Math.max(this.returned, start + samples.length);
   }
@@ -75,11 +75,12 @@ class Hops extends AudioWorkletProcessor {
   next(mix) {
     const at = this.now - this.latency;
     if (at < 0) return 0;
-    const late = at >= this.returned;
-    if (late && !this.starving) this.underruns++;
-    if (late) this.missing++;
-    this.starving = late;
-    const after = late ? 0 : this.after[at & MASK];
+    const returned = at < this.returned ? this.after[at & MASK] : NaN;
+    const missing = Number.isNaN(returned);
+    if (missing && !this.starving) this.underruns++;
+    if (missing) this.missing++;
+    this.starving = missing;
+    const after = missing ? 0 : returned;
     const before = at < this.delay ? 0 : this.before[(at - this.delay) & MASK];
     return before + mix * (after - before);
   }
