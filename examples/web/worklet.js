@@ -81,7 +81,7 @@ class Hops extends AudioWorkletProcessor {
     if (missing) this.missing++;
     this.starving = missing;
     const after = missing ? 0 : returned;
-    const before = at < this.delay ? 0 : this.before[(at - this.delay) & MASK];
+    const before = this.before[(at - this.delay) & MASK];
     return before + mix * (after - before);
   }
 

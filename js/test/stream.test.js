@@ -97,10 +97,11 @@ describe("a stream", { skip: MODEL ? false : "DFSTREAM_JS_MODEL names no folder 
   it("goes on from a snapshot, bit for bit", async () => {
     const stream = await createStream(model, { attenLimDb: 20, postFilter: 0.02 });
     await stream.process(noisy.subarray(0, 10_000));
-    const snapshot = structuredClone(stream.snapshot());
+    const snapshot = stream.snapshot();
+    const copy = structuredClone(snapshot);
     const wanted = await stream.process(noisy.subarray(10_000, 30_000));
     const other = await createStream(model);
-    other.restore(snapshot);
+    other.restore(copy);
     assert.deepEqual([other.attenLimDb, other.postFilter, other.samplesIn], [20, 0.02, 10_000]);
     assert.deepEqual(await other.process(noisy.subarray(10_000, 30_000)), wanted);
     stream.restore(snapshot);
@@ -127,6 +128,13 @@ describe("a stream", { skip: MODEL ? false : "DFSTREAM_JS_MODEL names no folder 
     }
     for (const wrong of [-0.1, 1.1, NaN, null]) assert.throws(() => (stream.postFilter = wrong), { kind: "usage" });
     assert.deepEqual([stream.attenLimDb, stream.postFilter], [null, 0.05]);
+  });
+
+  it("leaves as much of the noise as it is told", async () => {
+    const free = await (await createStream(model)).process(noisy);
+    const limited = await (await createStream(model, { attenLimDb: 20 })).process(noisy);
+    const wanted = free.map((x, i) => 0.9 * x + 0.1 * (noisy[i - model.delaySamples] ?? 0));
+    assert(snr(wanted.subarray(1440), limited.subarray(1440)) > 90);
   });
 
   it("tells the local SNR of every hop of a call", async () => {

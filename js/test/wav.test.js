@@ -3,7 +3,7 @@ import { describe, it } from "node:test";
 
 import { readWav, writeWav } from "../src/wav.js";
 
-const LEFT = Float32Array.of(0, 0.5, -0.5, 0.25, -1);
+const LEFT = Float32Array.of(0, 0.1, -0.3, 0.7, -1);
 const RIGHT = Float32Array.of(-0.125, 0.75, 0, 2 ** -15, 0.0625);
 
 /** A WAV file by hand: header as given, samples as bytes. */
