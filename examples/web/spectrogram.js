@@ -203,12 +203,18 @@ export class Spectrogram {
     context.font = `${11 * this.#scale}px system-ui, sans-serif`;
     context.textAlign = "right";
     context.textBaseline = "middle";
+    context.lineJoin = "round";
     for (const mark of MARKS) {
       const y = height * (1 - (mel(mark) - mel(LOWEST)) / (mel(HIGHEST) - mel(LOWEST)));
       context.fillStyle = "rgb(255 255 255 / 12%)";
       context.fillRect(0, y, width, this.#scale / 2);
-      context.fillStyle = "rgb(255 255 255 / 62%)";
-      context.fillText(mark < 1000 ? `${mark} Hz` : `${mark / 1000} kHz`, width - 8 * this.#scale, y - 8 * this.#scale);
+      const [text, x] = [mark < 1000 ? `${mark} Hz` : `${mark / 1000} kHz`, width - 8 * this.#scale];
+      // readable on noise and on silence
+      context.lineWidth = 3 * this.#scale;
+      context.strokeStyle = "rgb(6 4 15 / 65%)";
+      context.strokeText(text, x, y - 8 * this.#scale);
+      context.fillStyle = "rgb(255 255 255 / 85%)";
+      context.fillText(text, x, y - 8 * this.#scale);
     }
   }
 }
