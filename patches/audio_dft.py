@@ -86,8 +86,8 @@ class Dft:
     source : ndarray[int64], shape (K, 2 N2)
         Which part of which bin the way back takes in each place, imaginary ones behind all real ones.
     source_sign : ndarray[float64], shape (K, 2 N2)
-        -1 for the imaginary part of a mirrored bin, 0 for those that do not count: a real signal's first
-        and last bin have none, but deep filtering gives them one.
+        -1 for the imaginary part of a mirrored bin. Those of a real signal's first and last bin, which it
+        does not have but deep filtering makes, meet nothing but zeros in ``first``.
     """
 
     factors: Factors
@@ -119,7 +119,6 @@ class Dft:
         place, sign = _places(bin_of[:half], bins)
         mirrored = bin_of[:half] >= bins
         source = np.where(mirrored, size - bin_of[:half], bin_of[:half])
-        real = source % (size // 2) == 0
         return cls(
             factors=factors,
             order=order.astype(np.int64),
@@ -128,9 +127,7 @@ class Dft:
             place=place,
             sign=sign,
             source=np.concatenate([source, bins + source], axis=1),
-            source_sign=np.concatenate(
-                [np.ones(source.shape), np.where(real, 0, np.where(mirrored, -1, 1))], axis=1
-            ),
+            source_sign=np.concatenate([np.ones(source.shape), np.where(mirrored, -1, 1)], axis=1),
         )
 
     def forward(self, emit: Emitter, x: gs.Tensor, name: str) -> gs.Tensor:

@@ -417,7 +417,7 @@ def test_run_refuses_inputs(refused, broken, tmp_path, kind, says):
     [
         (["--model", "nonsense"], 2, "no model 'nonsense'"),
         (["--model", OFFICIAL_NOT_HERE], 3, f"hint: dfstream models pull {OFFICIAL_NOT_HERE}"),
-        (["--mode", "nonsense"], 2, "unknown mode 'nonsense', choose from incremental"),
+        (["--mode", "nonsense"], 2, "unknown mode 'nonsense', choose from audio-graph, incremental"),
         (["--backend", "nonsense"], 2, "unknown backend 'nonsense', choose from auto, "),
         (["--parity", "nonsense"], 2, "'rust', 'python'"),
         (["--atten-lim-db", "-1"], 2, "--atten-lim-db"),

@@ -60,7 +60,7 @@ def command(
     streaming              enc_conv_, enc_gru_, erb_dec_, df_dec_streaming.onnx
     incremental            combined_incremental.onnx
     stateless-window-last  combined.onnx
-    audio-graph            dfstream_audio_hop.onnx, dfstream_audio_block.onnx, .json of both
+    audio-graph            dfstream_audio_hop, dfstream_audio_block: .onnx, .json
     --canonical            combined_canonical.onnx
     --lean                 combined_lean.onnx
     """
