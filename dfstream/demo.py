@@ -8,8 +8,9 @@ import http.server
 import json
 import shutil
 import socket
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dfstream
 from dfstream import atomic
@@ -138,10 +139,12 @@ def serving(
     class Handler(_Handler):
         site = files
 
+    class Server(_Server):
+        pass
+
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        kind = type("Server", (http.server.ThreadingHTTPServer,), {"address_family": family})
-        server: http.server.ThreadingHTTPServer = kind((host, port), Handler)
+        Server.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        server = Server((host, port), Handler)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         hint = "--port 0 takes any free one"
@@ -177,6 +180,13 @@ def _graph(model: Model) -> dict[str, bytes]:
     return {f"model/{HOP}.onnx": graph, f"model/{HOP}.json": description}
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Let browsers leave in the middle of an answer; say what else goes wrong."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     """Answers for the names in ``site``: there is no path to climb."""
 
@@ -187,12 +197,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         resource = self._begin()
         if resource is None:
             return
-        with contextlib.suppress(ConnectionError):  # a browser that left
-            if isinstance(resource.content, bytes):
-                self.wfile.write(resource.content)
-            else:
-                with resource.content.open("rb") as file:
-                    shutil.copyfileobj(file, self.wfile)
+        if isinstance(resource.content, bytes):
+            self.wfile.write(resource.content)
+        else:
+            with resource.content.open("rb") as file:
+                shutil.copyfileobj(file, self.wfile)
 
     def do_HEAD(self) -> None:
         self._begin()
