@@ -146,6 +146,10 @@ def test_wrong_files_are_refused_in_words(drive, tmp_path):
     assert (seen["name"], seen["role"]) == ("example.wav", "alert")
 
 
+def test_a_failure_of_the_worker_is_said(drive):
+    assert drive("failing")["error"] == "the runtime is out of memory"
+
+
 def test_a_refused_microphone_is_said(drive):
     seen = drive("refused")
     assert "microphone" in seen["error"].lower()

@@ -7,12 +7,16 @@ export class Enhancer {
   /** Called with every few hops of a live stream. */
   onHops = () => {};
 
+  /** Called with an error that belongs to no call. */
+  onFailure = () => {};
+
   constructor() {
     this.#worker.onmessage = ({ data }) => this.#answer(data);
     this.#worker.onerror = (event) => {
       const error = new Error(event.message || "the Worker did not start");
       for (const { reject } of this.#calls.values()) reject(error);
       this.#calls.clear();
+      this.onFailure(error);
     };
   }
 
@@ -48,9 +52,13 @@ export class Enhancer {
     });
   }
 
-  #answer({ hops, number, progress, result, error }) {
+  #answer({ hops, failure, number, progress, result, error }) {
     if (hops) {
       this.onHops(hops);
+      return;
+    }
+    if (failure) {
+      this.onFailure(new Error(failure));
       return;
     }
     const call = this.#calls.get(number);

@@ -38,6 +38,7 @@ class Page {
     this.#player.onCounts = (counts) => meters.count(counts, sampleRate);
     this.#before = new Spectrogram(element("before"), this.#layout, delaySamples);
     this.#after = new Spectrogram(element("after"), this.#layout);
+    enhancer.onFailure = show;
     enhancer.onHops = (hops) => this.#hear(hops);
     this.#listen();
     this.#showSettings();

@@ -54,6 +54,12 @@ const calls = {
   },
 };
 
+// what fails in a live stream has no call to answer
+addEventListener("unhandledrejection", (event) => {
+  event.preventDefault();
+  postMessage({ failure: event.reason?.message ?? String(event.reason) });
+});
+
 /** Let other messages in: promises alone never do. */
 function turn() {
   return new Promise((resolve) => {

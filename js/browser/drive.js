@@ -129,6 +129,15 @@ const scenarios = {
     return { errors, name, role: await page.locator("#error").getAttribute("role") };
   },
 
+  /** The Worker fails on its own. */
+  async failing(page) {
+    await page.workers()[0].evaluate(() => {
+      Promise.reject(new Error("the runtime is out of memory"));
+    });
+    await page.waitForFunction(() => !document.getElementById("error").hidden);
+    return { error: await text(page, "error") };
+  },
+
   /** A browser that refuses the microphone. */
   async refused(page) {
     await page.click("#microphone");
