@@ -38,7 +38,8 @@ class Snapshot:
         Counters, and the settings that may change while streaming.
     arrays : mapping of str to ndarray
         All state: for DeepFilterNet3 47 kB with the backend ``numba``; with ``ort-cpu`` as much in blocks of
-        one frame, 130 kB in larger ones and in the mode ``streaming``, 36 kB in ``stateful-h0``.
+        one frame, 130 kB in larger ones and in the mode ``streaming``, 36 kB in ``stateful-h0``, 42 kB in
+        ``audio-graph``.
     """
 
     settings: Mapping[str, Any]

@@ -100,7 +100,8 @@ class Transforms:
         for age, part in enumerate(later, 1):
             width = cuts[age]
             name = "synthesis_mem" if age == 1 else f"synthesis_mem_{age}"
-            past = state.take(name, (age, width), f"parts {age} of the last frames, windowed")
+            meaning = f"part {age} of the last {age} frames, which coming hops add"
+            past = state.take(name, (age, width), meaning)
             if self._one_hop and age == 1:
                 due, after = past, part
             else:

@@ -184,7 +184,7 @@ def _description(graph: gs.Graph, c: ModelConfig, state: PackedState, one_hop: b
         "variant": c.variant,
         "sample_rate": c.sample_rate,
         "hop_size": c.hop_size,
-        "hops_per_call": 1 if one_hop else "T",
+        "hops_per_call": 1 if one_hop else None,
         "delay_samples": c.delay_samples,
         "inputs": _interface(graph.inputs),
         "outputs": _interface(graph.outputs),
@@ -201,7 +201,7 @@ def _interface(tensors: list[gs.Variable]) -> Mapping[str, Any]:
 
 
 _TENSORS = {
-    "audio": "samples of B streams, full scale 1; N is a whole number T of hops",
+    "audio": "samples of B streams, full scale 1; N, where the graph has it, is T hops, T at least 1",
     "state": "zeros at the beginning of a stream, then state_out of the call before",
     "atten_lim": "see settings; P is 1, one value for all streams, or B",
     "pf_beta": "see settings; P is 1, one value for all streams, or B",

@@ -1,5 +1,6 @@
 """The whole engine as one graph, run by plain onnxruntime and nothing of the package."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -15,7 +16,9 @@ from dfstream.patches.quantise import half_recipe
 
 import emulation
 import oracle
+import synthetic
 from conftest import SYNTHETIC
+from dfstream import Stream
 from dfstream.filtering import attenuation_gain
 from dfstream.goldens import read_goldens
 from dfstream.model import Model
@@ -158,6 +161,34 @@ def test_against_the_engine_by_hand(name, form):
     )  # fmt: skip
     assert snr_db(want.y, y) > LEAST_DB
     assert np.abs(lsnr[0] - want.lsnr).max() < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("size", "hop"), [(960, 240), (960, 320), (960, 400), (512, 256), (512, 128), (502, 251)]
+)
+@pytest.mark.parametrize("name", ["lean", "dfn2"])
+def test_other_windows_and_overlaps(tmp_path, name, size, hop):
+    """Lengths that have no coprime factors, or none at all; frames that overlap several times or unevenly."""
+    family = dataclasses.replace(synthetic.PRESETS[name], fft_size=size, hop_size=hop, nb_erb=16, nb_df=48)
+    model = Model.load(synthetic.write(tmp_path / name, family))
+    x = noise(model.config, 24)
+    want = Stream(model, backend="ort-cpu", post_filter=0.05, atten_lim_db=20).process(x[0])
+    for form, hops in (("hop", 1), ("block", 8)):
+        y, _ = streamed(graph_of(model, form), x, hop * hops, atten_lim=[0.1], pf_beta=[0.05])
+        assert snr_db(want, y[0]) > LEAST_DB
+
+
+@pytest.mark.parametrize(("conv", "df"), [(2, 0), (0, 2), (1, 3), (3, 1), (4, 0), (0, 4)])
+@pytest.mark.parametrize("name", ["lean", "dfn2"])
+def test_lookaheads_that_differ(tmp_path, name, conv, df):
+    """Gains or taps then wait for the output frame."""
+    family = dataclasses.replace(synthetic.PRESETS[name], conv_lookahead=conv, df_lookahead=df)
+    model = Model.load(synthetic.write(tmp_path / name, family))
+    x, hop = noise(model.config, 24), model.config.hop_size
+    want = Stream(model, backend="ort-cpu", post_filter=0.05).process(x[0])
+    for form, hops in (("hop", 1), ("block", 8), ("block", 1)):
+        y, _ = streamed(graph_of(model, form), x, hop * hops, pf_beta=[0.05])
+        assert snr_db(want, y[0]) > LEAST_DB
 
 
 @oracle.every_model(quick=oracle.FEW)
