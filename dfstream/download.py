@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int | None], None]
 
-__all__ = ["BASE_URL", "URL_VARIABLE", "pull", "remove", "url_of"]
+__all__ = ["BASE_URL", "URL_VARIABLE", "fetch", "pull", "remove", "url_of"]
 
 #: ``models/`` of the DeepFilterNet repository at the commit whose git blob ids the catalogue holds.
 BASE_URL = (
@@ -97,7 +97,7 @@ def pull(
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(target) as temporary:
             with temporary.open("wb") as file:
-                _fetch(url, file, known.size, progress, sleep)
+                fetch(url, file, size=known.size, progress=progress, sleep=sleep)
             _verify(known, url, temporary)
     except OSError as error:  # of the disk: those of the network were translated before
         raise UsageError(f"cannot write {target}: {error.strerror}", hint=_CACHE_HINT) from error
@@ -151,10 +151,34 @@ _URL_HINT = f"{URL_VARIABLE} names another place to pull from"
 _OFFLINE_HINT = f"check the connection; {_URL_HINT}; the bundled model needs no network"
 
 
-def _fetch(
-    url: str, file: BinaryIO, size: int | None, progress: Progress | None, sleep: Callable[[float], object]
+def fetch(
+    url: str,
+    file: BinaryIO,
+    *,
+    size: int | None = None,
+    progress: Progress | None = None,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> None:
-    """Download into an open file, trying again after failures that may pass."""
+    """Download into an open file, trying again after failures that may pass; nothing is verified.
+
+    Parameters
+    ----------
+    url : str
+        http or https.
+    file : binary file
+        Written from its beginning.
+    size : int, optional, bytes
+        What is expected where the server does not tell.
+    progress, sleep : callable
+        As in `pull`.
+
+    Raises
+    ------
+    DownloadError
+        The server cannot be reached or does not deliver.
+    IntegrityError
+        Absurdly large.
+    """
     opener = _opener()
     for pause in (*PAUSES_S, None):
         try:

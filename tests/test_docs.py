@@ -84,6 +84,9 @@ def test_commands_of_the_macos_workflow_exist() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for document in ("README.md", "MODES.md"):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", _read(document)):
-            assert (ROOT / target).exists(), f"{document} links to {target}"
+    folders = (".", "docs", "js", "examples", "examples/*")
+    documents = [path for folder in folders for path in ROOT.glob(f"{folder}/*.md")]
+    assert {path.name for path in documents} >= {"README.md", "MODES.md", "languages.md"}
+    for document in documents:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.relative_to(ROOT)} links to {target}"

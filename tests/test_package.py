@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 
 import dfstream
+from dfstream import webruntime
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("numba", "onnx", "onnx_graphsurgeon", "onnxruntime", "soundfile", "rich", "click", "platformdirs")
 
 #: Not part of a checkout.
-LITTER = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "*.egg-info")
+LITTER = (
+    ".git", ".venv", "node_modules", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "*.egg-info",
+)  # fmt: skip
 
 
 def modules_after(code):
@@ -92,7 +95,7 @@ def test_every_package_is_listed():
     packages = {
         ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "dfstream").rglob("__init__.py")
     }
-    assert listed == packages | {"dfstream.patches"}
+    assert listed == packages | {"dfstream.patches", "dfstream.examples", "dfstream.js"}
 
 
 # -- distributions ---------------------------------------------------------------------------------
@@ -111,7 +114,10 @@ def expected_files():
     sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "dfstream").rglob("*.py")}
     sources |= {f"dfstream/patches/{p.name}" for p in (ROOT / "patches").glob("*.py")}
     data = {p.relative_to(ROOT).as_posix() for p in (ROOT / "dfstream" / "data").rglob("*") if p.is_file()}
-    return sources | data | {"dfstream/py.typed"}
+    web = (p.name for p in (ROOT / "examples" / "web").iterdir() if p.suffix != ".md")
+    page = {f"dfstream/examples/web/{name}" for name in web}
+    page |= {f"dfstream/js/{p.name}" for p in (ROOT / "js" / "src").glob("*.js")}
+    return sources | data | page | {"dfstream/py.typed", "dfstream/examples/noisy.wav"}
 
 
 @pytest.mark.slow
@@ -138,18 +144,24 @@ def test_installed_wheel_works(checkout, tmp_path):
     command = [sys.executable, "-m", "pip", "install", str(checkout), "--no-deps", "-t", str(target), "-q"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    for name in webruntime.FILES:
+        (runtime / name).touch()
     code = (
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
         "import dfstream; assert dfstream.__file__.startswith(sys.path[0]), dfstream.__file__\n"
         "import dfstream.patches; assert dfstream.patches.__file__.startswith(sys.path[0])\n"
         "from dfstream.cli import _run\n"
-        f"sys.exit(_run(['patch', 'bundled', '-o', {str(tmp_path / 'out')!r}, '--mode', 'incremental']))"
+        f"code = _run(['patch', 'bundled', '-o', {str(tmp_path / 'out')!r}, '--mode', 'incremental'])\n"
+        f"sys.exit(code or _run(['demo', '--runtime', {str(runtime)!r}, '-o', {str(tmp_path / 'page')!r}]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "combined_incremental.onnx").is_file()
+    assert (tmp_path / "page" / "dfstream" / "index.js").is_file()
 
 
 @pytest.mark.slow
@@ -161,5 +173,7 @@ def test_source_distribution_can_be_built_from(checkout, tmp_path):
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    wanted = {re.sub("^dfstream/patches/", "patches/", name) for name in expected_files()}
+    wanted = set(expected_files())
+    for inside, beside in (("patches", "patches"), ("examples", "examples"), ("js", "js/src")):
+        wanted = {re.sub(f"^dfstream/{inside}/", f"{beside}/", name) for name in wanted}
     assert wanted | {"pyproject.toml", "README.md", "LICENSE-MIT", "LICENSE-APACHE"} <= names
