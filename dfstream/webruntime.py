@@ -1,37 +1,34 @@
-"""ONNX Runtime for browsers: the files of the npm package that a page needs, fetched once, verified."""
+"""ONNX Runtime for browsers: the three files that a page needs, fetched once, verified."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import tarfile
-import tempfile
 import time
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from dfstream import atomic, download
 from dfstream.diskcache import CACHE_VARIABLE, cache_root
-from dfstream.errors import ArchiveError, DownloadError, IntegrityError, UsageError
+from dfstream.errors import DownloadError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from dfstream.download import Progress
 
-__all__ = ["FILES", "INTEGRITY", "PACKAGE", "URL", "VERSION", "cached_folder", "runtime_folder"]
+__all__ = ["BASE_URL", "FILES", "PACKAGE", "VERSION", "cached_folder", "runtime_folder"]
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 
-#: Where npm keeps the package, and the SHA-512 it states for it.
-URL = f"https://registry.npmjs.org/{PACKAGE}/-/{PACKAGE}-{VERSION}.tgz"
-INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+#: A public mirror of the files of npm packages; what it gives is taken only if it is what was pinned.
+BASE_URL = f"https://cdn.jsdelivr.net/npm/{PACKAGE}@{VERSION}/dist"
 
-#: The build for WebAssembly alone; the others of the package are ten times as large.
-FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-
-#: Folder of `FILES` in the package.
-_DIST = "package/dist"
+#: The build for WebAssembly alone, and the SHA-256 of its files; the other builds are ten times as large.
+FILES = {
+    "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
+    "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
 
 _HINT = (
     f"--runtime DIR names a folder with {', '.join(FILES)}: "
@@ -42,8 +39,8 @@ _HINT = (
 def runtime_folder(
     given: Path | None = None,
     *,
-    url: str = URL,
-    integrity: str = INTEGRITY,
+    base_url: str = BASE_URL,
+    files: Mapping[str, str] = FILES,
     progress: Progress | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Path:
@@ -53,10 +50,13 @@ def runtime_folder(
     ----------
     given : Path, optional
         A folder of the caller's own, of any version; then nothing is downloaded.
-    url, integrity : str
-        The package, and its hash as npm writes it.
+    base_url : str
+        Where the files lie.
+    files : mapping of str to str
+        Their names, and the SHA-256 of each.
     progress : callable, optional
-        Called with the bytes received so far and the expected total, None where the server does not tell.
+        Called with the bytes received so far of each file and the expected total, None where the server
+        does not tell.
     sleep : callable
         Waits the given seconds between two tries.
 
@@ -70,21 +70,25 @@ def runtime_folder(
         The bytes received are not the expected ones.
     """
     if given is not None:
-        missing = _missing(given)
+        missing = [name for name in files if not (given / name).is_file()]
         if missing:
             raise UsageError(f"{given} has no {', '.join(missing)}", hint=_HINT)
         return given
     folder = cached_folder()
-    if not _missing(folder):
-        return folder
     try:
+        if all(_is_intact(folder / name, digest) for name, digest in files.items()):
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.parent) as package:
-            download.fetch(url, package, progress=progress, sleep=sleep)
-            _verify(url, package, integrity)
-            with atomic.replacing_folder(folder) as unpacked:
-                unpacked.mkdir()
-                _unpack(package, unpacked)
+        with atomic.replacing_folder(folder) as fetched:
+            fetched.mkdir()
+            for name, digest in files.items():
+                with (fetched / name).open("wb") as file:
+                    download.fetch(f"{base_url}/{name}", file, progress=progress, sleep=sleep)
+                if not _is_intact(fetched / name, digest):
+                    raise IntegrityError(
+                        f"{base_url}/{name} is not the file of {PACKAGE} {VERSION}; nothing was kept",
+                        hint=_HINT,
+                    )
     except DownloadError as error:
         raise DownloadError(str(error), hint=_HINT) from error
     except OSError as error:  # of the disk: those of the network were translated before
@@ -98,26 +102,5 @@ def cached_folder() -> Path:
     return cache_root() / "web" / f"{PACKAGE}-{VERSION}"
 
 
-def _missing(folder: Path) -> list[str]:
-    return [name for name in FILES if not (folder / name).is_file()]
-
-
-def _verify(url: str, package: BinaryIO, integrity: str) -> None:
-    package.seek(0)
-    digest = base64.b64encode(hashlib.sha512(package.read()).digest()).decode()
-    if f"sha512-{digest}" != integrity:
-        raise IntegrityError(f"{url}: SHA-512 {digest}, expected {integrity}; nothing was kept", hint=_HINT)
-
-
-def _unpack(package: BinaryIO, folder: Path) -> None:
-    """Write `FILES` and nothing else of the package."""
-    package.seek(0)
-    try:
-        with tarfile.open(fileobj=package) as archive:
-            for name in FILES:
-                member = archive.extractfile(f"{_DIST}/{name}")
-                if member is None:
-                    raise KeyError(name)
-                (folder / name).write_bytes(member.read())
-    except (tarfile.TarError, KeyError) as error:
-        raise ArchiveError(f"not the package {PACKAGE} ({error})", hint=_HINT) from error
+def _is_intact(path: Path, sha256: str) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256

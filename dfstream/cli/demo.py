@@ -30,7 +30,7 @@ def command(
     """Serve a page that enhances files and the microphone in the browser.
 
     MODEL is a name, a folder or an archive. Sound never leaves the browser. The first start downloads ONNX
-    Runtime for browsers (33 MB) into the cache, verified; later ones need no network. Browsers give the
+    Runtime for browsers (14 MB) into the cache, verified; later ones need no network. Browsers give the
     microphone to pages of the machine itself and to those that come over https, so with another --host use
     a server with a certificate in front.
     """
