@@ -256,7 +256,9 @@ def test_all_backends_and_exact_modes_by_default(bundled: Model) -> None:
     assert {c.backend.name for c in found} | {name.split()[0] for name in left_out} == {*backend_names()}
     own = [c for c in found if c.backend == ORT]
     assert [(c.mode, c.block) for c in own] == [
-        (mode, block) for mode in ("incremental", "stateful-h0", "streaming") for block in (1, 100)
+        (mode, block)
+        for mode in ("incremental", "audio-graph", "stateful-h0", "streaming")
+        for block in (1, 100)
     ]
     assert own[1].name == "ort-cpu incremental, 100 hops"
 
@@ -265,7 +267,7 @@ def test_what_cannot_run_is_left_out_with_its_reason(
     synthetic_model: Any, bundled: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, left_out = usable(synthetic_model("dfn3-ll"), ["ort-cpu"])
-    assert [c.mode for c in found] == ["incremental", "streaming"]
+    assert [c.mode for c in found] == ["incremental", "audio-graph", "streaming"]
     assert [*left_out] == ["ort-cpu stateful-h0"]
     assert "behind a GRU" in str(left_out["ort-cpu stateful-h0"])
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BackendSpec", "Configuration", "first_of_each_backend", "usable"]
 
-#: Every other backend is compared with it, so its configurations come first.
-_REFERENCE = "ort-cpu"
+#: Every other backend and mode is compared with these, so their configurations come first.
+_REFERENCES = ("ort-cpu", "incremental")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,8 @@ def usable(
         An unknown backend, mode or option, or hops a call that no stream takes.
     """
     specs = [BackendSpec.parse(text) for text in backends or sorted(backend_names(), key=_reference_first)]
-    chosen = modes or [name for name in mode_names() if find_mode(name).exact]
+    exact = [name for name in mode_names() if find_mode(name).exact]
+    chosen = modes or sorted(exact, key=_reference_first)
     for mode in chosen:
         find_mode(mode)
     if any(block < 1 for block in blocks):
@@ -149,4 +150,4 @@ def first_of_each_backend(configurations: Sequence[Configuration]) -> list[Confi
 
 
 def _reference_first(name: str) -> tuple[bool, str]:
-    return name != _REFERENCE, name
+    return name not in _REFERENCES, name
