@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfstream.filebatch import Batch, OwnStreams
 from dfstream.gating import Thresholds
-from dfstream.modes.base import find_mode
+from dfstream.modes.base import Mode, find_mode
 from dfstream.pool import StreamPool
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def batch_maker(model: Model, files: int, jobs: int, **options: Any) -> Callable
     width = min(_WIDTH, -(-files // jobs))  # not at the cost of a thread without work
     limits = {field: options[name] for name, field in _THRESHOLDS.items() if name in options}
     gated = not Thresholds(**limits).never_trigger or options.get("skip_silence", False)
-    if width < 2 or gated or not find_mode(options.get("mode", "incremental")).many_frames:
+    mode = find_mode(options.get("mode", "incremental"))
+    pools = issubclass(mode, Mode) and mode.many_frames
+    if width < 2 or gated or not pools:
         return lambda: OwnStreams(model, **options)
     return lambda: PooledStreams(model, width, **options)

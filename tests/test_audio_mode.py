@@ -329,6 +329,16 @@ def test_run_and_verify(cli, synthetic_folder, tmp_path):
     assert " audio-graph " in out
 
 
+def test_run_on_a_folder(cli, synthetic_folder, tmp_path):
+    """Files that would share a pool have streams of their own."""
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c"):
+        soundfile.write(tmp_path / "in" / f"{name}.wav", signal(20_000), 48_000, subtype="FLOAT")
+    args = ("--model", synthetic_folder("dfn2-ll"), "--mode", MODE)
+    assert cli("run", tmp_path / "in", tmp_path / "out", "--jobs", 1, *args)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.wav", "b.wav", "c.wav"]
+
+
 def test_bench(cli, tmp_path):
     target = tmp_path / "report.json"
     few = ("--rounds", 2, "--seconds", 0.05, "--no-start", "--no-file", "--no-paced", "--no-streams")

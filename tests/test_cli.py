@@ -23,7 +23,7 @@ from dfstream.model import Model
 from dfstream.modes.base import find_mode, mode_names
 
 RATE = 48_000
-COMMANDS = ("run", "patch", "inspect", "models", "warm")
+COMMANDS = ("run", "patch", "inspect", "models", "warm", "demo")
 OFFICIAL_NOT_HERE = "dfn2-ll"
 
 as_root = hasattr(os, "geteuid") and os.geteuid() == 0

@@ -122,7 +122,7 @@ def test_the_example_is_heard_and_seen(drive):
     assert before > after + 5, "noise is bright"
 
 
-def test_keys_reach_everything(drive):
+def test_keys_and_drops_reach_everything(drive):
     seen = drive("keyboard")
     order = [name for name in seen["order"] if name]
     assert order[:7] == ["theme", "example", "file", "microphone", "play", "seek", "hear-after"]
@@ -131,6 +131,7 @@ def test_keys_reach_everything(drive):
     assert seen["before"]
     assert seen["after"]
     assert seen["label"] == "Play"
+    assert not seen["curtain"]
     assert seen["theme"] == "light"
 
 

@@ -1,19 +1,17 @@
 import { joined } from "./arrays.js";
-import { writeWav } from "./dfstream/wav.js";
 import { Enhancer } from "./enhancer.js";
+import { listenForDrops, listenForKeys } from "./gestures.js";
 import { Meters } from "./meters.js";
 import { Player } from "./player.js";
 import { mono, readRecording } from "./recording.js";
 import { Spectrogram } from "./spectrogram.js";
 import { prepareTheme } from "./theme.js";
+import { clock, fill, save, wordsFor } from "./view.js";
 
 const element = (id) => document.getElementById(id);
 
 /** The right end of the slider of the limit. */
 const NO_LIMIT = 41;
-
-/** Keys act on the page where the focus is on nothing that wants them. */
-const WANT_KEYS = "input:not([type=range]):not([type=radio]), select, textarea, button, label";
 
 const enhancer = new Enhancer();
 const meters = new Meters(element);
@@ -280,39 +278,14 @@ class Page {
     on("listen", "change", ({ target }) => this.#player.volume(target.checked ? 1 : 0));
     on("download", "click", () => this.#download());
     on("download-input", "click", () => save("recording.wav", this.#recording));
-    this.#listenForKeys();
-    this.#listenForDrops();
-  }
-
-  #listenForKeys() {
-    addEventListener("keydown", (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-      if (event.target.closest?.(WANT_KEYS) && event.code === "Space") return;
-      if (event.code === "Space") {
-        event.preventDefault();
-        this.#inTurn(() => this.#togglePlaying());
-      } else if (event.key.toLowerCase() === "b") {
+    listenForKeys({
+      play: () => this.#inTurn(() => this.#togglePlaying()),
+      switchOver: () => {
         element(element("hear-after").checked ? "hear-before" : "hear-after").checked = true;
         this.#showHeard();
-      }
+      },
     });
-  }
-
-  #listenForDrops() {
-    const curtain = element("drop");
-    addEventListener("dragover", (event) => {
-      event.preventDefault();
-      curtain.hidden = false;
-    });
-    addEventListener("dragleave", (event) => {
-      if (!event.relatedTarget) curtain.hidden = true;
-    });
-    addEventListener("drop", (event) => {
-      event.preventDefault();
-      curtain.hidden = true;
-      const [file] = event.dataTransfer.files;
-      if (file) this.#inTurn(() => this.#choose(file));
-    });
+    listenForDrops(element("drop"), (file) => this.#inTurn(() => this.#choose(file)));
   }
 
   /** What begins and ends sound waits for what does: opening a device takes its time, and clicks come double. */
@@ -332,33 +305,8 @@ class Page {
   }
 }
 
-/** Colour a slider up to its thumb. */
-function fill(slider) {
-  const share = (slider.value - slider.min) / (slider.max - slider.min || 1);
-  slider.style.setProperty("--share", `${100 * share}%`);
-}
-
-const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
-
-function save(name, recording) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([writeWav(recording, "pcm24")], { type: "audio/wav" }));
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}
-
-/** What browsers call their refusals, in other words. */
-const WORDS = {
-  NotAllowedError: "The browser does not allow this page the microphone.",
-  NotFoundError: "No microphone was found.",
-  NotReadableError: "The microphone cannot be read: another program may hold it.",
-  NotSupportedError: "This browser cannot take a microphone at the rate of the model.",
-};
-
 function show(error) {
-  const text = WORDS[error.name] ?? [error.message, error.hint].filter(Boolean).join("; ");
-  element("error").textContent = text;
+  element("error").textContent = wordsFor(error);
   element("error").hidden = false;
 }
 

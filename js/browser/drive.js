@@ -87,7 +87,7 @@ const scenarios = {
     return seen;
   },
 
-  /** Everything by keys. */
+  /** Everything by keys; a file dropped. */
   async keyboard(page) {
     const seen = { order: [] };
     for (let i = 0; i < 12; i++) {
@@ -107,6 +107,15 @@ const scenarios = {
     await page.keyboard.press("Space");
     await page.waitForFunction(() => !document.getElementById("play").hasAttribute("data-playing"));
     seen.label = await page.locator("#play").getAttribute("aria-label");
+    await page.evaluate(async () => {
+      const files = new DataTransfer();
+      files.items.add(new File([await (await fetch("example.wav")).blob()], "dropped.wav"));
+      for (const type of ["dragover", "drop"]) {
+        document.body.dispatchEvent(new DragEvent(type, { bubbles: true, dataTransfer: files }));
+      }
+    });
+    await page.waitForFunction(() => document.getElementById("name").textContent === "dropped.wav");
+    seen.curtain = await page.locator("#drop").isVisible();
     await page.locator("#theme").focus();
     await page.keyboard.press("Enter");
     seen.theme = await page.evaluate(() => document.documentElement.dataset.theme);
