@@ -78,15 +78,15 @@ class Batches:
 
     def __init__(self, pool: Pool, layout: Layout, config: ModelConfig, cropping: Cropping, device: str) -> None:
         self._pool, self._layout, self._cropping, self._device = pool, layout, cropping, device
-        self._bins, self._ahead = config.nb_df, config.df_lookahead
-        self._context = config.df_order - 1
+        self._bins, self._after = config.nb_df, config.df_lookahead
+        self._before = config.df_order - 1 - config.df_lookahead
         self._turns = cropping.augmented
 
     def __call__(self, number: int) -> Batch:
         """Return a batch."""
         cropping = self._cropping
         rng = np.random.default_rng([cropping.seed, number])
-        rows = self._pool.crops(rng, cropping.items, cropping.frames, self._context)
+        rows = self._pool.crops(rng, cropping.items, cropping.frames, self._before, self._after)
         turn = rng.uniform(0, 2 * np.pi, cropping.items)
         shift_db = rng.uniform(-12, 12, cropping.items) * (rng.random(cropping.items) < 0.5)
         if not self._turns:
@@ -107,9 +107,9 @@ class Batches:
         self, rows: NDArray[np.float16], turn: NDArray[np.float64], shift_db: NDArray[np.float64]
     ) -> Batch:
         values = torch.from_numpy(rows).to(self._device).float()
-        # features lead their frame by the lookahead, so the last frames of a crop lend features only
-        behind = self._context - self._ahead
-        middle = slice(behind, -self._ahead or None)
+        # features lead their frame by the lookahead: the frames in front lend bins only, those behind both
+        middle = slice(self._before, -self._after or None)
+        leading = slice(self._before + self._after, None)
         cos, sin = (torch.from_numpy(f(turn)).float().to(self._device).view(-1, 1, 1) for f in (np.cos, np.sin))
         gain = torch.from_numpy(10 ** (shift_db / 40)).float().to(self._device)
 
@@ -117,9 +117,9 @@ class Batches:
             re, im = values[..., part].split(self._bins, -1)
             return torch.stack((re * cos - im * sin, re * sin + im * cos), 2)
 
-        spec = turned(self._layout.spec)[:, self._context :] / SPEC_SCALE * gain.view(-1, 1, 1, 1)
+        spec = turned(self._layout.spec)[:, leading] / SPEC_SCALE * gain.view(-1, 1, 1, 1)
         return Batch(
-            values[:, self._context :, self._layout.erb].unsqueeze(1).contiguous(),
+            values[:, leading, self._layout.erb].unsqueeze(1).contiguous(),
             spec.permute(0, 2, 1, 3).contiguous(memory_format=torch.channels_last),
             turned(self._layout.noisy).contiguous(),
             turned(self._layout.target)[:, middle].contiguous(),

@@ -65,6 +65,8 @@ class Item(NamedTuple):
     """[SAMPLES]."""
     clean: Audio
     """[SAMPLES], the reference at the same gain, with the early reflections of the room."""
+    heard: Audio
+    """[SAMPLES], as the teacher is to hear it: the mixture before its band was narrowed or parts were silenced."""
     snr_db: float
     """As drawn, before faults; infinite for undisturbed speech, minus infinite for noise alone."""
 
@@ -93,14 +95,20 @@ class Mixer:
         """Return a mixture by number."""
         rng = np.random.default_rng([seed, number])
         blend, kind = self._blend, rng.random()
-        pair, noise, snr_db = np.zeros((2, SAMPLES), np.float32), np.zeros(SAMPLES, np.float32), -np.inf
-        if kind >= blend.noise_only:
-            pair = self._placed(rng, self._faded(rng, speech_track(self._speech, rng, SAMPLES)), blend.room, 8)
-            snr_db = np.inf
-        if kind < 1 - blend.undisturbed:
-            noise = self._placed(rng, noise_track(rng, SAMPLES, self._noise, self._speech)[None], blend.noise_room, 10)[0]
-            snr_db = self._draw_snr(rng) if pair.any() else -np.inf
-        mixed = np.stack([mix(pair[0], noise, snr_db), pair[1]])
+        if kind < blend.noise_only:
+            speech, snr_db = np.zeros((2, SAMPLES), np.float32), -np.inf
+        elif kind < blend.noise_only + blend.undisturbed:
+            # what is clean already is to stay as it was recorded
+            recorded = self._faded(rng, speech_track(self._speech, rng, SAMPLES))[0]
+            speech, snr_db = self._placed(rng, np.stack([recorded, recorded]), 0.0, 8), np.inf
+        else:
+            track = self._faded(rng, speech_track(self._speech, rng, SAMPLES))
+            speech, snr_db = self._placed(rng, track, blend.room, 8), self._draw_snr(rng)
+        noise = np.zeros(SAMPLES, np.float32)
+        if snr_db != np.inf:
+            track = noise_track(rng, SAMPLES, self._noise, self._speech)[None]
+            noise = self._placed(rng, track, blend.noise_room, 10)[0]
+        mixed = np.stack([mix(speech[0], noise, snr_db), speech[1]])
         return Item(*self._received(rng, mixed), snr_db)
 
     def _draw_snr(self, rng: Rng) -> float:
@@ -140,14 +148,15 @@ class Mixer:
             return room / np.float32(np.abs(room).max())
         return generated_room(rng)
 
-    def _received(self, rng: Rng, pair: Audio) -> tuple[Audio, Audio]:
-        """Set the level and let faults happen; the reference keeps the same gain."""
+    def _received(self, rng: Rng, pair: Audio) -> tuple[Audio, Audio, Audio]:
+        """Set the level and let faults happen; returns mixture, reference and what the teacher hears."""
         peak = float(np.abs(pair[0]).max()) + 1e-9
         quiet = rng.random() < self._blend.quiet
         level_db = rng.uniform(-70, -35) if quiet else -50 * rng.beta(1.1, 2.6)
         pair = pair * np.float32(10 ** (level_db / 20) / peak)
         pair[0] = faults.transmitted(rng, pair[0])
-        if rng.random() < 0.13:
+        heard = pair[0].copy()
+        if rng.random() < 0.16:
             pair = faults.narrowed(rng, pair)
         if rng.random() < 0.07:
             pair = faults.silenced(rng, pair)
@@ -155,7 +164,7 @@ class Mixer:
             pair[0] += np.float32(rng.normal(0, 0.01) * 10 ** (level_db / 20))
         if rng.random() < 0.4:
             pair[0] = np.round(pair[0] * 32_768) / 32_768
-        return pair[0], pair[1]
+        return pair[0], pair[1], heard
 
 
 def mix(speech: Audio, noise: Audio, snr_db: float) -> Audio:

@@ -90,23 +90,21 @@ class Pool:
         self._look()
         return len(self._names)
 
-    def crops(self, rng: np.random.Generator, count: int, frames: int, context: int) -> Rows:
-        """Return [count, frames + context, width]: crops with frames of the past in front.
+    def crops(self, rng: np.random.Generator, count: int, frames: int, before: int, after: int) -> Rows:
+        """Return [count, before + frames + after, width]: crops with frames in front of and behind them.
 
-        About a third begin with their mixture; there the past is zeros.
+        About a third begin with their mixture; what would be in front of it is zeros.
         """
         while not len(self):
             time.sleep(1.0)
-        crops = [self._crop(rng, frames, context) for _ in range(count)]
-        return np.stack(crops)
+        return np.stack([self._crop(rng, frames, before, after) for _ in range(count)])
 
-    def _crop(self, rng: np.random.Generator, frames: int, context: int) -> Rows:
+    def _crop(self, rng: np.random.Generator, frames: int, before: int, after: int) -> Rows:
         rows = self._draw_item(rng)
-        last = len(rows) - frames - context
+        last = len(rows) - frames - after
         start = 0 if rng.random() < 0.3 else int(rng.integers(0, last + 1))
-        before = max(context - start, 0)
-        begin = max(start - context, 0)
-        crop: Rows = np.pad(rows[begin : start + frames], ((before, 0), (0, 0)))
+        missing = max(before - start, 0)
+        crop: Rows = np.pad(rows[start - before + missing : start + frames + after], ((missing, 0), (0, 0)))
         return crop
 
     def _draw_item(self, rng: np.random.Generator) -> Rows:

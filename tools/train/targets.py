@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 #: Exponent of compressed spectra in losses, and so in the weights of bands.
 COMPRESSION = 0.3
 
-#: Share of the clean reference in the target; the rest is the teacher's output.
-_CLEAN_SHARE = 0.15
+#: Share of the clean reference in the target by SNR in dB, the rest being the teacher's output: where there is
+#: little noise the teacher does more harm than the noise.
+_CLEAN_SHARE = ((-np.inf, 0.15), (8.0, 0.15), (35.0, 0.8), (np.inf, 1.0))
 
 #: Relative compressed distance from which the reference contradicts the teacher.
 _CONTRADICTION = 0.25
@@ -81,8 +82,8 @@ class Teacher:
 
     Notes
     -----
-    The teacher mutes very quiet input, so it always hears a mixture at a usual level while the student gets it as
-    it is. Below the deep filter's edge the teacher's own gains mean nothing (its deep filter replaces them):
+    The teacher mutes very quiet input and does badly with narrow bands, so it always hears a mixture at a usual level
+    and in its full band, and its taps and gains are applied to what the student gets. Below the deep filter's edge the teacher's own gains mean nothing (its deep filter replaces them):
     there the gains are what the deep filter effects in each band.
     """
 
@@ -101,12 +102,13 @@ class Teacher:
 
     def rows(self, items: list[Item], rng: np.random.Generator) -> NDArray[np.float16]:
         """Return [items, frames, Layout.width]; ``rng`` draws the level at which the teacher hears each."""
-        noisy, clean = (np.stack(tracks) for tracks in ([i.noisy for i in items], [i.clean for i in items]))
-        x, reference = self._spectra(noisy), self._spectra(clean)
-        usual = 10 ** (-rng.uniform(2, 14, len(items)) / 20) / (np.abs(noisy).max(1) + 1e-6)
-        lsnr, gains, deep = self._answer(x, usual[:, None, None].astype(np.float32))
+        x, reference, heard = (self._spectra(np.stack(tracks)) for tracks in list(zip(*items, strict=True))[:3])
+        peaks = np.array([np.abs(item.heard).max() for item in items]) + 1e-6
+        usual = 10 ** (-rng.uniform(2, 14, len(items)) / 20) / peaks
+        lsnr, gains, deep = self._answer(heard * usual[:, None, None].astype(np.float32), x)
         feat_erb, feat_spec = self._encoded(x)
-        share = np.where(self._contradiction(deep, reference) < _CONTRADICTION, _CLEAN_SHARE, 0.0)[:, None, None]
+        agrees = self._contradiction(deep, reference) < _CONTRADICTION
+        share = np.where(agrees, [clean_share(item.snr_db) for item in items], 0.0)[:, None, None]
         target = (1 - share) * deep + share * reference[..., self._deep]
         gain = 1 / np.sqrt(np.mean(_power(x[..., self._deep]), axis=(1, 2), keepdims=True) + 1e-14)
 
@@ -131,15 +133,15 @@ class Teacher:
         n, T = x.shape[:2]
         return feat_erb[:, 0].copy(), feat_spec.transpose(0, 2, 1, 3).reshape(n, T, -1)
 
-    def _answer(self, x: Spectra, gain: Audio) -> tuple[Audio, Audio, Spectra]:
-        """Return local SNR [n, T, 1], gains [n, T, bands] and deep-filtered bins [n, T, D], all as long as x.
+    def _answer(self, heard: Spectra, x: Spectra) -> tuple[Audio, Audio, Spectra]:
+        """Return local SNR [n, T, 1] and gains [n, T, bands] for what is heard, and x deep-filtered [n, T, D].
 
         The network's frames come ``conv_lookahead`` later than the spectra; the last ones see zero features.
         """
         c, T = self.config, x.shape[1]
         self._features.reset()
         ahead = ((0, 0), (0, 0), (0, c.conv_lookahead), (0, 0))
-        features = (np.pad(f[:, :, c.conv_lookahead :], ahead) for f in self._features.process(x * gain))
+        features = (np.pad(f[:, :, c.conv_lookahead :], ahead) for f in self._features.process(heard))
         self._mode.reset()
         net = self._mode.step(*features)
         before = c.df_order - 1 - c.df_lookahead
@@ -170,6 +172,14 @@ class Teacher:
     def _bands(self, values: Audio) -> Audio:
         sums: Audio = np.add.reduceat(values, self._starts, axis=-1)
         return sums
+
+
+def clean_share(snr_db: float) -> float:
+    """Return the share of the clean reference in the target of a mixture."""
+    points = _CLEAN_SHARE[1:-1]
+    if not np.isfinite(snr_db):
+        return _CLEAN_SHARE[0 if snr_db < 0 else -1][1]
+    return float(np.interp(snr_db, [snr for snr, _ in points], [share for _, share in points]))
 
 
 def _power(x: Spectra) -> Audio:

@@ -132,7 +132,7 @@ class Run:
         norm = self._optimiser.step(rate)
         self._mean.update(self.net, self.step)
         self.step += 1
-        return {name: float(value) for name, value in vars(terms).items()} | {"norm": norm}
+        return {name: value.item() for name, value in vars(terms).items()} | {"norm": norm}
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if not self._settings.bf16:
