@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 pytest.importorskip("scipy")
 
+import soundfile
+
 import corpus
 import faults
 import mixing
 import noises
-import soundfile
 import voices
-
 from dfstream.errors import UsageError
 
 RATE = corpus.SAMPLE_RATE
@@ -126,7 +126,10 @@ def test_items_are_of_every_kind_and_within_full_scale(audio, prepared):
 
 def test_undisturbed_speech_is_its_own_reference(mixer):
     found = [item for item in (mixer.item(9, number) for number in range(60)) if item.snr_db == np.inf]
-    alike = [corpus.rms(item.noisy - item.clean) < 1e-3 * max(corpus.rms(item.noisy), 1e-9) + 2e-5 for item in found]
+    alike = [
+        corpus.rms(item.noisy - item.clean) < 1e-3 * max(corpus.rms(item.noisy), 1e-9) + 2e-5
+        for item in found
+    ]
     # some of them pass through a fault, which the reference does not
     assert np.mean(alike) > 0.6
 
@@ -156,19 +159,19 @@ def test_clips_that_the_teacher_takes_apart_are_left_out(audio, prepared):
     assert speech[1].read(3 * RATE - 10, 50).size == 10
 
 
-def test_preparing_decodes_and_cleans_once(audio, synthetic_model, tmp_path):
+def test_preparing_decodes_and_cleans_once(audio, synthetic_folder, tmp_path):
     said = []
     with pytest.raises(UsageError, match="not prepared"):
         corpus.list_clips([audio], tmp_path, "speech", "train")
-    corpus.prepare([audio], tmp_path, synthetic_model("dfn3"), said.append)
-    assert said == ["cleaning speech.wav"]
+    corpus.prepare([audio], tmp_path, str(synthetic_folder("dfn3")), said.append)
+    assert said == ["prepared speech.wav", "prepared noise.wav"]
     folder = tmp_path / "audio" / audio.resolve().name
     pcm, _ = soundfile.read(audio / "speech.wav", dtype="int16")
     np.testing.assert_allclose(np.load(folder / "speech.npy"), pcm, atol=1)
     assert np.load(folder / "speech.clean.npy").any()
     assert len((folder / "speech.agreement.csv").read_text().splitlines()) == 1 + len(LICENCES)
-    corpus.prepare([audio], tmp_path, synthetic_model("dfn3"), said.append)
-    assert len(said) == 1
+    corpus.prepare([audio], tmp_path, str(synthetic_folder("dfn3")), said.append)
+    assert len(said) == 2
 
 
 def test_a_folder_without_a_list_is_refused(tmp_path):

@@ -1,4 +1,6 @@
-"""The network that is trained: compiled parts and their plain twins, graphs and their twin in torch, runs that go on."""
+"""The network in training: compiled parts and graphs against plain twins, and runs that go on."""
+
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -10,21 +12,21 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
+import onnx
+
 import batches
 import export
 import kernels
 import losses
 import network
-import onnx
 import optimiser
 import pool
 import targets
 import training
-from mixing import Item
-
 from dfstream.errors import UsageError, VerifyFailed
 from dfstream.model import Model
 from dfstream.stream import Stream
+from mixing import Item
 
 SMALL = network.Shape(conv_ch=4, enc_hidden=24, erb_hidden=16, df_hidden=24, cemb=16)
 
@@ -75,7 +77,10 @@ def test_outputs_have_the_shapes_of_the_interface():
 def test_the_network_is_causal():
     net = small_net().eval()
     generator = torch.Generator().manual_seed(1)
-    feat_erb, feat_spec = torch.randn(1, 1, 9, 32, generator=generator), torch.randn(1, 2, 9, 96, generator=generator)
+    feat_erb, feat_spec = (
+        torch.randn(1, 1, 9, 32, generator=generator),
+        torch.randn(1, 2, 9, 96, generator=generator),
+    )
     with torch.no_grad():
         whole, begun = net(feat_erb, feat_spec), net(feat_erb[:, :, :5], feat_spec[:, :, :5])
     torch.testing.assert_close(begun.m, whole.m[:, :, :5])
@@ -131,7 +136,10 @@ def test_graphs_compute_what_torch_does_and_stream(tmp_path, noisy):
     export.export(net, tmp_path / "model")
     model = Model.load(tmp_path / "model")
     assert model.config.variant == "DeepFilterNet3"
-    y = [Stream(model, mode=mode).process(noisy[:4_800]) for mode in ("incremental", "streaming", "stateful-h0")]
+    y = [
+        Stream(model, mode=mode).process(noisy[:4_800])
+        for mode in ("incremental", "streaming", "stateful-h0")
+    ]
     # one network, three ways to drive it: rounding apart
     for other in y[1:]:
         np.testing.assert_allclose(other, y[0], atol=2e-6)
@@ -254,7 +262,7 @@ def test_shards_come_in_turns_and_old_ones_go(tmp_path):
             return seed, number
 
     class Teacher:
-        def rows(self, items, rng):
+        def rows(self, items, rng):  # noqa: ARG002
             return np.array(items, np.float16)[:, None]
 
     assert list(itertools.islice(pool.turns(1, 3), 3)) == [1, 4, 7]
@@ -297,7 +305,9 @@ def one_thread():
 
 
 def run_in(folder, seed=0):
-    settings = training.Settings(schedule=optimiser.Schedule(warmup=2), report_s=1e9, validate_s=1e9, save_s=1e9)
+    settings = training.Settings(
+        schedule=optimiser.Schedule(warmup=2), report_s=1e9, validate_s=1e9, save_s=1e9
+    )
     return training.Run(folder, settings, small_net(seed))
 
 
@@ -340,6 +350,25 @@ def test_a_file_stops_a_run(shards, config, tmp_path):
     run.train(some_batches(shards, config), training.Budget(minutes=60), say=quiet)
     assert run.step == 0
     assert (tmp_path / training.CHECKPOINT).exists()
+
+
+def test_a_pause_ends_a_run_early_and_keeps_it(shards, config, tmp_path):
+    run = run_in(tmp_path)
+    run.train(some_batches(shards, config), training.Budget(steps=1000), say=quiet, pause_s=0.0)
+    assert run.step == 0
+    assert (tmp_path / training.CHECKPOINT).exists()
+
+
+def test_bfloat16_is_for_the_network_alone(shards, config, tmp_path):
+    settings = training.Settings(bf16=True, report_s=1e9, validate_s=1e9, save_s=1e9)
+    run = training.Run(tmp_path, settings, small_net())
+    run.train(some_batches(shards, config), training.Budget(steps=2), say=quiet)
+    assert {p.dtype for p in run.net.parameters()} == {torch.float32}
+    exact = training.Run(tmp_path / "exact", training.Settings(), small_net())
+    exact.train(some_batches(shards, config), training.Budget(steps=2), say=quiet)
+    for a, b in zip(run.net.parameters(), exact.net.parameters(), strict=True):
+        # two steps from the same weights: as far as their rounding leads apart
+        torch.testing.assert_close(a, b, atol=5e-3, rtol=0)
 
 
 def test_gradients_that_are_no_numbers_move_nothing():

@@ -23,9 +23,10 @@ def main() -> int:
         _mirror(ROOT / "tools", Path(folder))
         command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "dfstream"]
         command += [tool.name for tool in sorted(Path(folder).glob("*.py"))]
+        command += [str(Path("train") / part.name) for part in sorted((Path(folder) / "train").glob("*.py"))]
         command += ["--cache-dir", str(ROOT / ".mypy_cache")]
         result = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, env={**os.environ, "MYPYPATH": folder}
+            command, cwd=folder, capture_output=True, text=True, env={**os.environ, "MYPYPATH": f"{folder}{os.pathsep}{Path(folder) / 'train'}"}
         )
     print((result.stdout + result.stderr).replace("dfstream/patches/", "patches/"), end="")
     return result.returncode

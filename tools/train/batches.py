@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import queue
-import threading
+import itertools
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
 from targets import SPEC_SCALE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
-    from pool import Pool
-    from targets import Layout
     from torch import Tensor
 
     from dfstream.config import ModelConfig
+    from pool import Pool
+    from targets import Layout
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """B crops of T frames; a frame's features are those that the network sees when it answers for the frame."""
+    """B crops of T frames; a frame's features are those that the network sees when it answers for it."""
 
     feat_erb: Tensor
     """[B, 1, T, bands]."""
@@ -56,12 +58,15 @@ class Cropping:
         Batch n is the same for the same seed and pool.
     augmented : bool
         Turn the phase of every crop, and half of them quieter or louder to the deep-filter features.
+    threads : int
+        That make batches ahead of their use.
     """
 
     items: int = 16
     frames: int = 300
     seed: int = 0
     augmented: bool = True
+    threads: int = 1
 
 
 class Batches:
@@ -76,7 +81,9 @@ class Batches:
     device : str
     """
 
-    def __init__(self, pool: Pool, layout: Layout, config: ModelConfig, cropping: Cropping, device: str) -> None:
+    def __init__(
+        self, pool: Pool, layout: Layout, config: ModelConfig, cropping: Cropping, device: str
+    ) -> None:
         self._pool, self._layout, self._cropping, self._device = pool, layout, cropping, device
         self._bins, self._after = config.nb_df, config.df_lookahead
         self._before = config.df_order - 1 - config.df_lookahead
@@ -93,15 +100,13 @@ class Batches:
             turn, shift_db = np.zeros_like(turn), np.zeros_like(shift_db)
         return self._unpacked(rows, turn, shift_db)
 
-    def ahead(self, first: int, depth: int = 3) -> Iterator[Batch]:
-        """Give batches from a number on, made by a thread while the last ones are used."""
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
-        threading.Thread(target=_make, args=(self, first, ready), daemon=True).start()
-        while True:
-            made = ready.get()
-            if isinstance(made, BaseException):
-                raise made
-            yield made
+    def ahead(self, first: int, depth: int = 4) -> Iterator[Batch]:
+        """Give batches from a number on, made by other threads while the last ones are used."""
+        with ThreadPoolExecutor(self._cropping.threads) as workers:
+            coming = deque(workers.submit(self, number) for number in range(first, first + depth))
+            for number in itertools.count(first + depth):
+                yield coming.popleft().result()
+                coming.append(workers.submit(self, number))
 
     def _unpacked(
         self, rows: NDArray[np.float16], turn: NDArray[np.float64], shift_db: NDArray[np.float64]
@@ -110,7 +115,9 @@ class Batches:
         # features lead their frame by the lookahead: the frames in front lend bins only, those behind both
         middle = slice(self._before, -self._after or None)
         leading = slice(self._before + self._after, None)
-        cos, sin = (torch.from_numpy(f(turn)).float().to(self._device).view(-1, 1, 1) for f in (np.cos, np.sin))
+        cos, sin = (
+            torch.from_numpy(f(turn)).float().to(self._device).view(-1, 1, 1) for f in (np.cos, np.sin)
+        )
         gain = torch.from_numpy(10 ** (shift_db / 40)).float().to(self._device)
 
         def turned(part: slice) -> Tensor:
@@ -123,15 +130,8 @@ class Batches:
             spec.permute(0, 2, 1, 3).contiguous(memory_format=torch.channels_last),
             turned(self._layout.noisy).contiguous(),
             turned(self._layout.target)[:, middle].contiguous(),
-            *(values[:, middle, part] for part in (self._layout.mask, self._layout.weight, self._layout.lsnr)),
+            *(
+                values[:, middle, part]
+                for part in (self._layout.mask, self._layout.weight, self._layout.lsnr)
+            ),
         )
-
-
-def _make(batches: Callable[[int], Batch], first: int, ready: queue.Queue[Batch | BaseException]) -> None:
-    number = first
-    try:
-        while True:
-            ready.put(batches(number))
-            number += 1
-    except BaseException as error:  # raised again where the batches are used
-        ready.put(error)

@@ -1,9 +1,9 @@
 """Recordings to mix from: decoded once, listed with their licences, each speech clip beside its clean twin.
 
 An audio folder holds Opus, FLAC or WAV files at 48 kHz and ``clips.csv`` with at least the columns
-``file, start_sample, n_samples, kind, split, source, speaker, licence``. Recordings offered as clean carry noise
-and room sound that the teacher removes, so what the teacher makes of a clip is its clean reference, and clips
-that the teacher changes beyond recognition are left out.
+``file, start_sample, n_samples, kind, split, source, speaker, licence``. Recordings offered as clean carry
+noise and room sound that the teacher removes, so what the teacher makes of a clip is its clean reference, and
+clips that the teacher changes beyond recognition are left out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import multiprocessing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,7 @@ import soundfile
 
 from dfstream.atomic import replacing
 from dfstream.errors import UsageError
+from dfstream.model import Model
 from dfstream.offline import enhance
 
 if TYPE_CHECKING:
@@ -26,13 +28,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dfstream.model import Model
-
     Audio = NDArray[np.float32]
     Pcm = NDArray[np.int16]
 
 Kind = Literal["speech", "noise"]
-Split = Literal["train", "valid", "test"]
+Split = Literal["train", "valid"]
 
 SAMPLE_RATE = 48_000
 
@@ -131,18 +131,28 @@ def list_clips(
     return clips
 
 
-def prepare(folders: Iterable[Path], work: Path, teacher: Model, progress: Callable[[str], None]) -> None:
-    """Decode every file of the audio folders and let the teacher clean the speech; keeps what is there."""
+def prepare(
+    folders: Iterable[Path], work: Path, teacher: str, progress: Callable[[str], None], processes: int = 1
+) -> None:
+    """Decode the audio folders' files and let the teacher clean the speech; keeps what is there.
+
+    Files of the test split are left alone. ``teacher`` is what `Model.load` takes.
+    """
+    tasks = []
     for folder in folders:
-        rows = _rows(folder)
+        rows = [row for row in _rows(folder) if row["split"] != "test"]
         for name in dict.fromkeys(row["file"] for row in rows):
             path = _decoded(work, folder, name)
             speech = [row for row in rows if row["file"] == name and row["kind"] == "speech"]
-            if not path.exists():
-                _save(path, _decode(folder / name))
-            if speech and not _cleaned(path).exists():
-                progress(f"cleaning {name}")
-                _clean(path, speech, teacher)
+            if not path.exists() or (speech and not _cleaned(path).exists()):
+                tasks.append((folder / name, path, speech, teacher))
+    if processes == 1:
+        for task in tasks:
+            progress(f"prepared {_prepare_file(task)}")
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as workers:
+        for name in workers.imap_unordered(_prepare_file, tasks, chunksize=1):
+            progress(f"prepared {name}")
 
 
 def rms(x: Audio) -> float:
@@ -151,7 +161,7 @@ def rms(x: Audio) -> float:
 
 
 def active_rms(x: Audio, range_db: float = 30.0) -> float:
-    """Return the RMS over 10 ms frames within a range of the loudest: the level of speech without its pauses."""
+    """Return the RMS of 10 ms frames within a range of the loudest: the level of speech without pauses."""
     frame = SAMPLE_RATE // 100
     powers = np.mean(np.square(x[: x.size // frame * frame].reshape(-1, frame), dtype=np.float64), axis=1)
     if not powers.size or not powers.max():
@@ -194,6 +204,15 @@ def _to_pcm(x: Audio) -> Pcm:
     return pcm
 
 
+def _prepare_file(task: tuple[Path, Path, list[dict[str, str]], str]) -> str:
+    source, path, speech, teacher = task
+    if not path.exists():
+        _save(path, _decode(source))
+    if speech:
+        _clean(path, speech, Model.load(teacher))
+    return source.name
+
+
 def _clean(path: Path, rows: list[dict[str, str]], teacher: Model) -> None:
     """Clean clip by clip, each from a fresh state, and note how far each moved."""
     noisy = np.load(path, mmap_mode="r")
@@ -213,10 +232,11 @@ def _clean(path: Path, rows: list[dict[str, str]], teacher: Model) -> None:
 
 def _far_clips(work: Path, folder: Path) -> set[tuple[str, int]]:
     far = set()
-    for name in {row["file"] for row in _rows(folder) if row["kind"] == "speech"}:
+    names = {row["file"] for row in _rows(folder) if row["kind"] == "speech" and row["split"] != "test"}
+    for name in names:
         table = _agreements(_decoded(work, folder, name))
         if not table.exists():
-            raise UsageError(f"{name} is not prepared", hint="run `python tools/train/train.py prepare` first")
+            raise UsageError(f"{name} is not prepared", hint="run train.py prepare first")
         for row in csv.DictReader(table.read_text().splitlines()):
             if float(row["agreement_db"]) < _LEAST_AGREEMENT_DB:
                 far.add((name, int(row["start_sample"])))

@@ -1,11 +1,11 @@
-"""Score models on mixtures with references: what they remove, what they leave alone, what the level does to them.
+"""Score models on mixtures with references: what they remove, leave alone, and do at other levels.
 
     python tools/train/evaluate.py --model new=WORK/run/model --table synth48/mixtures.csv \\
         --pair noisy_snr0 NOISY.wav CLEAN.wav
 
-Prints tables in Markdown: PESQ-WB, STOI (both at 16 kHz) and SI-SDR per set and per SNR, beside the noisy input, the
-bundled model and DeepFilterNet3; clean speech passed through; dependence on the level; noise alone. A table is a
-CSV with the columns ``noisy, clean, snr_db``, paths relative to it.
+Prints tables in Markdown: PESQ-WB, STOI (both at 16 kHz) and SI-SDR per set and per SNR, beside the noisy
+input, the bundled model and DeepFilterNet3; clean speech passed through; dependence on the level; noise
+alone. A table is a CSV with the columns ``noisy, clean, snr_db``, paths relative to it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ import soxr
 
 # the scores are those of the tool one folder up
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from precision import Judge, si_sdr_db
-
 from dfstream.errors import DfstreamError, UsageError
 from dfstream.model import Model
 from dfstream.offline import OFFLINE_BLOCK_FRAMES
 from dfstream.stream import Stream
+from precision import Judge, si_sdr_db
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -97,7 +96,12 @@ def read_table(path: Path) -> list[Pair]:
         raise UsageError(f"{path}: no table with the columns noisy, clean, snr_db")
     folder = path.parent
     return [
-        Pair(folder.name or path.stem, _read(folder / row["noisy"]), _read(folder / row["clean"]), float(row["snr_db"]))
+        Pair(
+            folder.name or path.stem,
+            _read(folder / row["noisy"]),
+            _read(folder / row["clean"]),
+            float(row["snr_db"]),
+        )
         for row in rows
     ]
 
@@ -115,13 +119,18 @@ def narrowed(pairs: Sequence[Pair], rate: int) -> list[Pair]:
     ]
 
 
-def score(pairs: Sequence[Pair], models: dict[str, Enhancer], progress: Callable[[str], None]) -> dict[str, Any]:
+def score(
+    pairs: Sequence[Pair], models: dict[str, Enhancer], progress: Callable[[str], None]
+) -> dict[str, Any]:
     """Return the figures by set, model and SNR; ``all`` is the mean over the set."""
     found: dict[str, Any] = {}
     for number, pair in enumerate(pairs, 1):
         progress(f"{pair.group}: {number} of {len(pairs)}")
         judge = Judge(pair.clean, SAMPLE_RATE)
-        estimates = {"noisy input": pair.noisy, **{name: enhance(pair.noisy) for name, enhance in models.items()}}
+        estimates = {
+            "noisy input": pair.noisy,
+            **{name: enhance(pair.noisy) for name, enhance in models.items()},
+        }
         for name, y in estimates.items():
             figures = judge(y)
             by_snr = found.setdefault(pair.group, {}).setdefault(name, {})
@@ -138,7 +147,7 @@ def score(pairs: Sequence[Pair], models: dict[str, Enhancer], progress: Callable
 
 
 def faithfulness(clean: Sequence[Audio], models: dict[str, Enhancer]) -> dict[str, dict[str, float]]:
-    """Return what models do to clean speech, and how their output at lower levels differs from the full one."""
+    """Return what models do to clean speech, and how their output at lower levels differs."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in models}
     for x in clean:
         judge = Judge(x, SAMPLE_RATE)
@@ -161,14 +170,18 @@ def noise_alone(noises: Sequence[Audio], models: dict[str, Enhancer]) -> dict[st
         parts = {"start": slice(_START), "rest": slice(_START, None)}
         found[name] = {
             f"noise alone, {label}, dB": float(
-                np.mean([_level_db(y[part]) - _level_db(x[part]) for x, y in zip(noises, outputs, strict=True)])
+                np.mean(
+                    [_level_db(y[part]) - _level_db(x[part]) for x, y in zip(noises, outputs, strict=True)]
+                )
             )
             for label, part in parts.items()
         }
     return found
 
 
-def lsnr_distance(pairs: Sequence[Pair], models: dict[str, Enhancer], reference: str) -> dict[str, dict[str, float]]:
+def lsnr_distance(
+    pairs: Sequence[Pair], models: dict[str, Enhancer], reference: str
+) -> dict[str, dict[str, float]]:
     """Return how far the local SNR of models is from that of one of them, in the mean over all hops."""
     wanted = [models[reference].with_lsnr(pair.noisy)[1] for pair in pairs]
     return {
@@ -203,7 +216,9 @@ def columns_table(by_model: dict[str, dict[str, float]]) -> str:
     return _markdown(lines)
 
 
-def shares_of_the_way(by_model: dict[str, dict[str, tuple[float, float, float]]], name: str, goal: str) -> str:
+def shares_of_the_way(
+    by_model: dict[str, dict[str, tuple[float, float, float]]], name: str, goal: str
+) -> str:
     """Say what share of the way from the noisy input to a goal a model goes in each score."""
     noisy, reached, there = (by_model[key]["all"] for key in ("noisy input", name, goal))
     parts = [
@@ -242,13 +257,17 @@ def _distinct(recordings: Iterable[Audio]) -> list[Audio]:
 @click.command()
 @click.option("--model", "models", multiple=True, metavar="NAME=MODEL", help="May be repeated.")
 @click.option("--teacher", default="dfn3", show_default=True, help="Model to compare with; empty for none.")
-@click.option("--table", "tables", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--table", "tables", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+)
 @click.option("--pair", "single", type=(str, Path, Path), multiple=True, metavar="SET NOISY CLEAN")
 @click.option("--quick", is_flag=True, help="The scores of the mixtures alone.")
-@click.option("--json", "as_json", type=click.Path(path_type=Path, dir_okay=False), help="Write all figures here.")
+@click.option(
+    "--json", "as_json", type=click.Path(path_type=Path, dir_okay=False), help="Write all figures here."
+)
 def main(
-    models: tuple[str, ...], teacher: str, tables: tuple[Path, ...], single: tuple[tuple[str, Path, Path], ...],
-    quick: bool, as_json: Path | None,
+    models: tuple[str, ...], teacher: str, tables: tuple[Path, ...],
+    single: tuple[tuple[str, Path, Path], ...], quick: bool, as_json: Path | None,
 ) -> None:  # fmt: skip
     """Score models on mixtures with references."""
     try:
@@ -270,7 +289,9 @@ def main(
         as_json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _report(pairs: list[Pair], models: dict[str, Enhancer], with_teacher: bool, quick: bool) -> dict[str, Any]:
+def _report(
+    pairs: list[Pair], models: dict[str, Enhancer], with_teacher: bool, quick: bool
+) -> dict[str, Any]:
     """Measure and print."""
     tabled = [pair for pair in pairs if np.isfinite(pair.snr_db)]
     if not quick:

@@ -2,7 +2,8 @@
 
     python tools/train/export.py WEIGHTS FOLDER
 
-Batch is the constant 1 and time the one free axis, every Pad states its value, recurrent layers start from zeros.
+Batch is the constant 1 and time the one free axis, every Pad states its value, recurrent layers start from
+zeros.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import click
 import numpy as np
 import onnx
 import torch
-from network import load_weights
 from onnx import TensorProto, helper, numpy_helper
 
 from dfstream.atomic import replacing_folder
 from dfstream.errors import DfstreamError, VerifyFailed
+from network import load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from network import Net, Recurrent
     from torch import Tensor, nn
+
+    from network import Net, Recurrent
 
 #: Largest difference between torch and the graphs, relative to the largest value of a tensor.
 TOLERANCE = 1e-5
@@ -56,7 +58,9 @@ class Graph:
         self._constants.append(numpy_helper.from_array(np.array(array, order="C"), name))
         return name
 
-    def conv(self, layer: nn.Conv2d, x: str, *, out: str | None = None, act: str | None = "Relu", past: int = 0) -> str:
+    def conv(
+        self, layer: nn.Conv2d, x: str, *, out: str | None = None, act: str | None = "Relu", past: int = 0
+    ) -> str:
         """Append a convolution, behind zero frames of the past, and what follows it."""
         if past:
             pads = self.constant(np.array([0, 0, past, 0, 0, 0, 0, 0]))
@@ -76,7 +80,9 @@ class Graph:
     def linear(self, layer: nn.Linear, x: str, *, out: str | None = None, act: str | None = None) -> str:
         """Append a matrix product with its bias, and what follows it."""
         x = self.node("MatMul", x, self.constant(layer.weight.t()))
-        return self._activated(self.node("Add", x, self.constant(layer.bias), out=None if act else out), act, out)
+        return self._activated(
+            self.node("Add", x, self.constant(layer.bias), out=None if act else out), act, out
+        )
 
     def recurrent(self, layer: Recurrent, x: str) -> str:
         """Append a GRU over [1, S, n]; torch's gates r, z, n become ONNX's z, r, h."""
@@ -104,11 +110,11 @@ class Graph:
 
     def model(self, inputs: Mapping[str, list[Any]], outputs: Mapping[str, list[Any]]) -> onnx.ModelProto:
         """Return the graph with its interface, checked."""
-        sides = [
+        read, written = (
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in side.items()]
             for side in (inputs, outputs)
-        ]
-        graph = helper.make_graph(self._nodes, self._name, *sides, self._constants)
+        )
+        graph = helper.make_graph(self._nodes, self._name, read, written, self._constants)
         opsets = [helper.make_opsetid("", _OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="dfstream", ir_version=_IR)
         onnx.checker.check_model(model, full_check=True)
@@ -233,7 +239,9 @@ def differences(net: Net, models: Mapping[str, onnx.ModelProto], frames: int = 1
     feat_spec = (0.1 * rng.standard_normal((1, 2, frames, shape.nb_df))).astype(np.float32)
     tensors = {"feat_erb": feat_erb, "feat_spec": feat_spec}
     for name in ("enc", "erb_dec", "df_dec"):
-        session = onnxruntime.InferenceSession(models[name].SerializeToString(), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            models[name].SerializeToString(), providers=["CPUExecutionProvider"]
+        )
         outputs = [output.name for output in session.get_outputs()]
         results = session.run(outputs, {given.name: tensors[given.name] for given in session.get_inputs()})
         tensors |= dict(zip(outputs, results, strict=True))
@@ -263,7 +271,9 @@ def export(net: Net, folder: Path) -> str:
         for name, model in models.items():
             onnx.save(model, made / f"{name}.onnx")
         (made / "config.ini").write_text(config_ini(net))
-    return f"{folder}: {net.parameter_count} parameters, {net.macs_per_hop()} MACs a hop, {worst:.1e} from torch"
+    return (
+        f"{folder}: {net.parameter_count} parameters, {net.macs_per_hop()} MACs a hop, {worst:.1e} from torch"
+    )
 
 
 @click.command()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
-from corpus import SAMPLE_RATE
 from scipy import fft
+
+from corpus import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,15 +38,15 @@ def random_band(rng: Rng, bins: int) -> Audio:
 def narrowed(rng: Rng, pair: Audio) -> Audio:
     """Take mixture and clean reference, [2, n], through the same narrow channel."""
     spectrum = fft.rfft(pair) * random_band(rng, pair.shape[1] // 2 + 1)
-    return fft.irfft(spectrum, pair.shape[1]).astype(np.float32)
+    narrow: Audio = fft.irfft(spectrum, pair.shape[1]).astype(np.float32)
+    return narrow
 
 
 def clipped(rng: Rng, x: Audio) -> Audio:
     """Overdrive: hard, or soft as an amplifier does it."""
     limit = np.float32(np.abs(x).max() * rng.uniform(0.15, 0.7) + 1e-9)
-    if rng.random() < 0.6:
-        return np.clip(x, -limit, limit)
-    return (limit * np.tanh(x / limit)).astype(np.float32)
+    driven: Audio = np.clip(x, -limit, limit) if rng.random() < 0.6 else limit * np.tanh(x / limit)
+    return driven
 
 
 def coded(rng: Rng, x: Audio) -> Audio:
@@ -67,7 +68,8 @@ def companded(x: Audio) -> Audio:
     peak = np.float32(max(np.abs(x).max(), 1e-9))
     log = np.sign(x) * np.log1p(255 * np.abs(x) / peak) / np.log(256)
     steps = np.round(log * 127) / 127
-    return (np.sign(steps) * (256 ** np.abs(steps) - 1) / 255 * peak).astype(np.float32)
+    expanded: Audio = (np.sign(steps) * (256 ** np.abs(steps) - 1) / 255 * peak).astype(np.float32)
+    return expanded
 
 
 def lost_packets(rng: Rng, x: Audio) -> Audio:

@@ -1,7 +1,7 @@
 """The two parts of a training step that torch is slow at on a processor, compiled: recurrence and loss.
 
-Each has a plain twin in torch (`network.Recurrent`, `losses.low_loss_plain`), which is what runs on a GPU and what
-the tests compare with.
+Each has a plain twin in torch (`torch.nn.GRU`, `losses.low_loss_plain`), which is what runs on a GPU and
+what the tests compare with.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RecurrentScan(torch.autograd.Function):
         T, B, _ = projected.shape
         H = weight.shape[1]
         h, gates = torch.empty(T, B, H), torch.empty(T, B, 4 * H)
-        _scan(*map(_array, (projected, weight.t().contiguous(), bias)), _array(h), _array(gates))
+        _scan(_array(projected), _array(weight.t()), _array(bias), _array(h), _array(gates))
         ctx.save_for_backward(weight, h, gates)
         return h
 
@@ -41,7 +41,7 @@ class RecurrentScan(torch.autograd.Function):
         weight, h, gates = ctx.saved_tensors
         T, B, H = h.shape
         dx, dg = torch.empty(T, B, 3 * H), torch.empty(T, B, 3 * H)
-        _scan_back(*map(_array, (dh, weight, h, gates)), _array(dx), _array(dg))
+        _scan_back(_array(dh), _array(weight), _array(h), _array(gates), _array(dx), _array(dg))
         before = torch.nn.functional.pad(h, (0, 0, 0, 0, 1, 0))[:-1].reshape(-1, H)
         flat = dg.view(-1, 3 * H)
         return dx, flat.t() @ before, flat.sum(0)
@@ -55,9 +55,9 @@ class LowLoss(torch.autograd.Function):
         ctx: Any, z: torch.Tensor, noisy: torch.Tensor, target: torch.Tensor, settings: tuple[float, ...]
     ) -> torch.Tensor:
         """As `losses.low_loss_plain`."""
-        gradient, losses = torch.empty_like(z), torch.empty(len(z))
+        gradient, losses = torch.empty(z.shape), torch.empty(len(z))
         numbers = np.array(settings, np.float32)
-        _low_loss(*map(_array, (z, noisy, target)), numbers, _array(gradient), _array(losses))
+        _low_loss(_array(z), _array(noisy), _array(target), numbers, _array(gradient), _array(losses))
         ctx.save_for_backward(gradient)
         return losses.sum()
 
@@ -152,7 +152,15 @@ def _filtered(z: Floats, frames: Floats, reach: Any, coefs: Floats, y: Floats) -
 
 @inner
 def _distance(
-    y: Floats, target: Floats, c: Any, magnitude: Any, complex_: Any, floor: Any, each: Any, pull: Any, dy: Floats
+    y: Floats,
+    target: Floats,
+    c: Any,
+    magnitude: Any,
+    complex_: Any,
+    floor: Any,
+    each: Any,
+    pull: Any,
+    dy: Floats,
 ) -> Any:
     """Return the compressed distance of one frame; writes the gradient of the whole loss over it."""
     total, two, half = np.float32(0), np.float32(2), np.float32(0.5)
@@ -179,13 +187,17 @@ def _low_loss(
 ) -> None:
     """Write the loss of every item and its gradient over the coefficients before their activation.
 
-    Shapes: z and gradient (B, T, D, 2 * taps), noisy (B, T + taps - 1, 2, D), target (B, T, 2, D). The error in
-    dB couples all frames of an item, so a first pass measures it.
+    Shapes: z and gradient (B, T, D, 2 * taps), noisy (B, T + taps - 1, 2, D), target (B, T, 2, D). The error
+    in dB couples all frames of an item, so a first pass measures it.
     """
     B, T, D, parts = z.shape
     taps = parts // 2
     reach, exponent, magnitude, complex_, per_db, knee, floor = numbers
-    coefs, y, dy = np.empty((D, parts), np.float32), np.empty((2, D), np.float32), np.empty((2, D), np.float32)
+    coefs, y, dy = (
+        np.empty((D, parts), np.float32),
+        np.empty((2, D), np.float32),
+        np.empty((2, D), np.float32),
+    )
     each = np.float32(1) / np.float32(B * T * D)
     for item in range(B):
         error, energy = np.float64(0), np.float64(1e-9)
@@ -201,7 +213,9 @@ def _low_loss(
         pull = np.float32(2 * per_db / B * _DB * knee / energy / (1 + ratio))
         for t in range(T):
             _filtered(z[item, t], noisy[item, t : t + taps], reach, coefs, y)
-            total += each * _distance(y, target[item, t], exponent, magnitude, complex_, floor, each, pull, dy)
+            total += each * _distance(
+                y, target[item, t], exponent, magnitude, complex_, floor, each, pull, dy
+            )
             for k in range(D):
                 for tap in range(taps):
                     x_re, x_im = noisy[item, t + tap, 0, k], noisy[item, t + tap, 1, k]

@@ -6,16 +6,18 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
+
 from kernels import LowLoss
 from targets import COMPRESSION
 
 if TYPE_CHECKING:
-    from batches import Batch
-    from network import Net, Output
     from torch import Tensor
 
-#: Lag of a target band's gain behind zero that counts as none.
-_GAIN_FLOOR = 1e-4
+    from batches import Batch
+    from network import Net, Output
+
+#: What is added to gains and powers before they are compressed: the slope at zero has an end.
+_GAIN_FLOOR, _POWER_FLOOR = 1e-4, 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +60,9 @@ class Losses:
 
 def losses(net: Net, out: Output, batch: Batch, weights: Weights) -> Losses:
     """Compare an answer with the target of its batch."""
+    w = weights
     settings = (
-        net.shape.coef_range, COMPRESSION, weights.magnitude, weights.complex, weights.per_db, weights.knee, 1e-6,
+        net.shape.coef_range, COMPRESSION, w.magnitude, w.complex, w.per_db, w.knee, _POWER_FLOOR,
     )  # fmt: skip
     z = out.z.float()
     fast = z.device.type == "cpu" and torch.is_grad_enabled()
@@ -73,7 +76,7 @@ def losses(net: Net, out: Output, batch: Batch, weights: Weights) -> Losses:
 
 
 def filtered(z: Tensor, noisy: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """Apply taps ``reach tanh(z)`` [B, T, D, 2 * taps] to frames [B, T + taps - 1, 2, D]; re and im [B, T, D]."""
+    """Apply taps ``reach tanh(z)`` to frames; shapes as `low_loss_plain`, returns re and im [B, T, D]."""
     coefs, T = reach * torch.tanh(z), z.shape[1]
     re = im = torch.zeros((), device=z.device)
     for tap in range(z.shape[-1] // 2):
@@ -86,8 +89,8 @@ def filtered(z: Tensor, noisy: Tensor, reach: float) -> tuple[Tensor, Tensor]:
 def low_loss_plain(z: Tensor, noisy: Tensor, target: Tensor, settings: tuple[float, ...]) -> Tensor:
     """Compressed magnitude and complex distance of the deep-filtered bins, and the error energy in dB.
 
-    ``mean(a (|y|^c - |t|^c)^2 + b |y |y|^(c-1) - t |t|^(c-1)|^2) + w mean(10 log10(1 + k E / (R + 0.03 N)))`` with E,
-    R and N the energies of error, target and noisy bins of an item.
+    ``mean(a (|y|^c - |t|^c)^2 + b |y |y|^(c-1) - t |t|^(c-1)|^2) + w mean(10 log10(1 + k E / (R + 0.03 N)))``
+    with E, R and N the energies of error, target and noisy bins of an item.
 
     Parameters
     ----------

@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
-import faults
 import numpy as np
-from corpus import SAMPLE_RATE, active_rms, rms
-from noises import envelope, noise_track, smooth_gains
 from scipy import fft
-from voices import SPEECH_RMS, Clips, speech_track
 
+import faults
+from corpus import SAMPLE_RATE, active_rms, rms
 from dfstream.errors import UsageError
+from noises import envelope, noise_track, smooth_gains
+from voices import SPEECH_RMS, Clips, speech_track
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from corpus import Clip
     from numpy.typing import NDArray
+
+    from corpus import Clip
 
     Audio = NDArray[np.float32]
     Rng = np.random.Generator
@@ -66,7 +67,7 @@ class Item(NamedTuple):
     clean: Audio
     """[SAMPLES], the reference at the same gain, with the early reflections of the room."""
     heard: Audio
-    """[SAMPLES], as the teacher is to hear it: the mixture before its band was narrowed or parts were silenced."""
+    """[SAMPLES], as the teacher is to hear it: before its band was narrowed or parts were silenced."""
     snr_db: float
     """As drawn, before faults; infinite for undisturbed speech, minus infinite for noise alone."""
 
@@ -85,7 +86,11 @@ class Mixer:
     """
 
     def __init__(
-        self, speech: list[Clip], noise: list[Clip], rooms: list[Audio] | None = None, blend: Blend | None = None
+        self,
+        speech: list[Clip],
+        noise: list[Clip],
+        rooms: list[Audio] | None = None,
+        blend: Blend | None = None,
     ) -> None:
         self._speech = Clips(speech)
         self._noise = Clips(noise) if noise else None
@@ -128,7 +133,11 @@ class Mixer:
         """
         size = fft.next_fast_len(SAMPLES + _LONGEST_ROOM, real=True)
         bins = size // 2 + 1
-        gains = smooth_gains(rng, bins, rng.uniform(0, span_db)) if rng.random() < 0.7 else np.ones(bins, np.float32)
+        gains = (
+            smooth_gains(rng, bins, rng.uniform(0, span_db))
+            if rng.random() < 0.7
+            else np.ones(bins, np.float32)
+        )
         if rng.random() < 0.12:
             gains = gains * faults.random_band(rng, bins)
         spectra = fft.rfft(tracks, size) * gains

@@ -1,19 +1,22 @@
 """The network in torch: encoder, decoder of gains, decoder of deep-filter taps.
 
-The form is that of DeepFilterNet3 with the graphs and tensors of its official export. Differences make it small and
-quick: 16 channels, dense 1x3 convolutions, kernels over time in the two input convolutions only, narrower recurrent
-layers with plain projections, and no batch norm, so that training and export compute the same.
+The form is that of DeepFilterNet3 with the graphs and tensors of its official export. Differences make it
+small and quick: 16 channels, dense 1x3 convolutions, kernels over time in the two input convolutions only,
+narrower recurrent layers with plain projections, and no batch norm, so that training and export compute the
+same.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from kernels import RecurrentScan
 from torch import Tensor, nn
+
+from kernels import RecurrentScan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,19 +85,19 @@ class Recurrent(nn.GRU):
         nn.init.orthogonal_(self.weight_hh_l0.data[-hidden:])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [B, T, hidden]."""
-        if x.device.type != "cpu" or not torch.is_grad_enabled():
-            return super().forward(x)[0]
-        projected = F.linear(x.transpose(0, 1), self.weight_ih_l0, self.bias_ih_l0)
-        h: Tensor = RecurrentScan.apply(projected, self.weight_hh_l0, self.bias_hh_l0)
-        return h.transpose(0, 1)
+        """Return [B, T, hidden], in float32 throughout: states add up over seconds."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            if x.device.type != "cpu" or not torch.is_grad_enabled():
+                return super().forward(x)[0]
+            projected = F.linear(x.transpose(0, 1), self.weight_ih_l0, self.bias_ih_l0)
+            h: Tensor = RecurrentScan.apply(projected, self.weight_hh_l0, self.bias_hh_l0)
+            return h.transpose(0, 1)
 
 
 def conv(inputs: int, outputs: int, kernel_t: int = 1, kernel_f: int = 3, stride: int = 1) -> nn.Conv2d:
     """Make a convolution over maps [B, C, T, F] whose width changes by the stride alone."""
-    return nn.Conv2d(
-        inputs, outputs, (kernel_t, kernel_f), stride=(1, stride), padding=(0, kernel_f // 2)
-    )
+    return nn.Conv2d(inputs, outputs, (kernel_t, kernel_f), stride=(1, stride), padding=(0, kernel_f // 2))
 
 
 def pointwise(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -148,7 +151,7 @@ class ErbDecoder(nn.Module):
         super().__init__()
         C = shape.conv_ch
         widths = [shape.emb] + [shape.erb_hidden] * shape.erb_layers
-        self.grus = nn.ModuleList(Recurrent(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.grus = nn.ModuleList(Recurrent(a, b) for a, b in itertools.pairwise(widths))
         self.out = nn.Linear(shape.erb_hidden, shape.emb)
         self.conv3p, self.conv2p = conv(C, C, kernel_f=1), conv(C, C, kernel_f=1)
         self.conv1p, self.conv0p = conv(C, C, kernel_f=1), conv(C, C, kernel_f=1)
@@ -176,7 +179,7 @@ class DfDecoder(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         widths = [shape.emb] + [shape.df_hidden] * shape.df_layers
-        self.grus = nn.ModuleList(Recurrent(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.grus = nn.ModuleList(Recurrent(a, b) for a, b in itertools.pairwise(widths))
         self.df_convp = conv(shape.conv_ch, 2 * shape.df_order, kernel_f=1)
         self.df_out = nn.Linear(shape.df_hidden, shape.nb_df * 2 * shape.df_order)
         # the first guess is to let the frame in the middle pass
@@ -245,4 +248,5 @@ def load_weights(path: Path) -> Net:
     stored = torch.load(path, map_location="cpu", weights_only=True)
     net = Net(Shape(**stored["config"]))
     net.load_state_dict({name: value.float() for name, value in stored["model"].items()})
-    return net.eval()
+    net.eval()
+    return net

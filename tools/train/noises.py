@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
-from corpus import SAMPLE_RATE, active_rms, rms
 from scipy import fft
 from scipy.signal import lfilter
+
+from corpus import SAMPLE_RATE, active_rms, rms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
     from voices import Clips
 
     Audio = NDArray[np.float32]
@@ -38,7 +40,8 @@ def envelope(rng: Rng, n: int, rate_hz: float, spread: float) -> Audio:
     knots = max(int(n / SAMPLE_RATE * rate_hz), 1) + 3
     levels = np.exp(rng.normal(0, spread, knots))
     curve = np.interp(np.linspace(0, knots - 1, n), np.arange(knots), levels)
-    return (curve / curve.mean()).astype(np.float32)
+    gains: Audio = (curve / curve.mean()).astype(np.float32)
+    return gains
 
 
 def coloured(rng: Rng, n: int) -> Audio:
@@ -168,6 +171,8 @@ def noise_track(rng: Rng, n: int, noise: Clips | None, speech: Clips) -> Audio:
             make = list(_GENERATED)[int(rng.choice(len(_GENERATED), p=list(_GENERATED.values())))]
             layer = make(rng, n)
         if rng.random() < 0.25:
-            layer = layer * envelope(rng, n, np.exp(rng.uniform(np.log(0.3), np.log(12))), rng.uniform(0.2, 1.3))
+            layer = layer * envelope(
+                rng, n, np.exp(rng.uniform(np.log(0.3), np.log(12))), rng.uniform(0.2, 1.3)
+            )
         x += layer * np.float32(1.0 if index == 0 else 10 ** (rng.uniform(-12, 0) / 20))
     return unit(x)

@@ -57,8 +57,8 @@ def orthogonalised(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Optimiser:
     """Moves the weights of a network.
 
-    Matrices follow Muon (Jordan, 2024): momentum, orthogonalised, as large as a step of AdamW would be; the three
-    gates of a recurrent layer are matrices of their own.
+    Matrices follow Muon (Jordan, 2024): momentum, orthogonalised, as large as a step of AdamW would be; the
+    three gates of a recurrent layer are matrices of their own.
 
     Parameters
     ----------
@@ -83,7 +83,10 @@ class Optimiser:
 
     @torch.no_grad()
     def step(self, rate: float) -> float:
-        """Move by the gradients and clear them; returns their norm. Gradients that are no numbers move nothing."""
+        """Move by the gradients and clear them; returns their norm.
+
+        Gradients that are no numbers move nothing.
+        """
         norm = float(torch.nn.utils.clip_grad_norm_(self._all, self._clip))
         if math.isfinite(norm):
             for name, p in self._matrices.items():

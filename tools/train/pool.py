@@ -1,4 +1,4 @@
-"""A folder of shards: mixtures written while the network trains, each read several times and then thrown away.
+"""A folder of shards: mixtures written while the network trains, read several times, then thrown away.
 
 A shard is a float16 array [items, frames, Layout.width]. Its name is the number of its first mixture, so that
 generators that share a seed and take turns never make the same one.
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mixing import Mixer
     from numpy.typing import NDArray
+
+    from mixing import Mixer
     from targets import Teacher
 
     Rows = NDArray[np.float16]
@@ -116,7 +117,8 @@ class Pool:
                 self._looked = -np.inf
                 self._look()
                 continue
-            return shard[int(rng.integers(len(shard)))]
+            item: Rows = shard[int(rng.integers(len(shard)))]
+            return item
 
     def _look(self) -> None:
         if time.monotonic() - self._looked > _LOOK_S:

@@ -16,11 +16,11 @@ from dfstream.gating import Stage
 from dfstream.modes.base import find_mode
 
 if TYPE_CHECKING:
-    from mixing import Item
     from numpy.typing import NDArray
 
     from dfstream.config import ModelConfig
     from dfstream.model import Model
+    from mixing import Item
 
     Audio = NDArray[np.float32]
     Spectra = NDArray[np.complex64]
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 #: Exponent of compressed spectra in losses, and so in the weights of bands.
 COMPRESSION = 0.3
 
-#: Share of the clean reference in the target by SNR in dB, the rest being the teacher's output: where there is
-#: little noise the teacher does more harm than the noise.
+#: Share of the clean reference in the target by SNR in dB, the rest being the teacher's output: where there
+#: is little noise the teacher does more harm than the noise.
 _CLEAN_SHARE = ((-np.inf, 0.15), (8.0, 0.15), (35.0, 0.8), (np.inf, 1.0))
 
 #: Relative compressed distance from which the reference contradicts the teacher.
@@ -67,7 +67,7 @@ class Layout(NamedTuple):
     @property
     def width(self) -> int:
         """Numbers in a row."""
-        return self.lsnr.stop
+        return int(self.lsnr.stop)
 
 
 class Teacher:
@@ -82,9 +82,10 @@ class Teacher:
 
     Notes
     -----
-    The teacher mutes very quiet input and does badly with narrow bands, so it always hears a mixture at a usual level
-    and in its full band, and its taps and gains are applied to what the student gets. Below the deep filter's edge the teacher's own gains mean nothing (its deep filter replaces them):
-    there the gains are what the deep filter effects in each band.
+    The teacher mutes very quiet input and does badly with narrow bands, so it always hears a mixture at a
+    usual level and in its full band, and its taps and gains are applied to what the student gets. Below the
+    deep filter's edge the teacher's own gains mean nothing (its deep filter replaces them): there the gains
+    are what the deep filter effects in each band.
     """
 
     def __init__(self, model: Model, items: int, samples: int) -> None:
@@ -102,14 +103,17 @@ class Teacher:
 
     def rows(self, items: list[Item], rng: np.random.Generator) -> NDArray[np.float16]:
         """Return [items, frames, Layout.width]; ``rng`` draws the level at which the teacher hears each."""
-        x, reference, heard = (self._spectra(np.stack(tracks)) for tracks in list(zip(*items, strict=True))[:3])
+        x, reference, heard = (
+            self._spectra(np.stack(tracks)) for tracks in list(zip(*items, strict=True))[:3]
+        )
         peaks = np.array([np.abs(item.heard).max() for item in items]) + 1e-6
         usual = 10 ** (-rng.uniform(2, 14, len(items)) / 20) / peaks
         lsnr, gains, deep = self._answer(heard * usual[:, None, None].astype(np.float32), x)
         feat_erb, feat_spec = self._encoded(x)
         agrees = self._contradiction(deep, reference) < _CONTRADICTION
-        share = np.where(agrees, [clean_share(item.snr_db) for item in items], 0.0)[:, None, None]
-        target = (1 - share) * deep + share * reference[..., self._deep]
+        wanted = np.array([clean_share(item.snr_db) for item in items], np.float32)
+        share: Audio = np.where(agrees, wanted, np.float32(0))[:, None, None]
+        target: Spectra = (1 - share) * deep + share * reference[..., self._deep]
         gain = 1 / np.sqrt(np.mean(_power(x[..., self._deep]), axis=(1, 2), keepdims=True) + 1e-14)
 
         rows = np.empty((*x.shape[:2], self.layout.width), np.float16)
@@ -124,7 +128,9 @@ class Teacher:
 
     def _spectra(self, x: Audio) -> Spectra:
         self._analysis.reset()
-        return self._analysis.process(np.ascontiguousarray(x[:, : self._frames * self.config.hop_size])).copy()
+        return self._analysis.process(
+            np.ascontiguousarray(x[:, : self._frames * self.config.hop_size])
+        ).copy()
 
     def _encoded(self, x: Spectra) -> tuple[Audio, Audio]:
         """Return features [n, T, bands] and [n, T, 2 * df bins], real parts first."""
@@ -134,7 +140,7 @@ class Teacher:
         return feat_erb[:, 0].copy(), feat_spec.transpose(0, 2, 1, 3).reshape(n, T, -1)
 
     def _answer(self, heard: Spectra, x: Spectra) -> tuple[Audio, Audio, Spectra]:
-        """Return local SNR [n, T, 1] and gains [n, T, bands] for what is heard, and x deep-filtered [n, T, D].
+        """Return local SNR [n, T, 1] and gains [n, T, bands] of what is heard, and x deep-filtered [n, T, D].
 
         The network's frames come ``conv_lookahead`` later than the spectra; the last ones see zero features.
         """

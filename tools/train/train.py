@@ -3,10 +3,12 @@
     python tools/train/train.py run --audio AUDIO --teacher dfn3 --work WORK --minutes 90
     python tools/train/train.py smoke --audio AUDIO --teacher dfn3 --work WORK
 
-``run`` does all of it: prepares the recordings, writes mixtures in processes of their own while the network trains,
-goes on where it was stopped, and exports. The other commands are its parts. AUDIO is a folder with ``clips.csv``
-(see ``corpus.py``) and, if there are any, room responses in ``rirs.npz``.
+``run`` does all of it: prepares the recordings, writes mixtures in processes of their own while the network
+trains, goes on where it was stopped, and exports. The other commands are its parts. AUDIO is a folder with
+``clips.csv`` (see ``corpus.py``) and, if there are any, room responses in ``rirs.npz``.
 """
+
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -22,19 +24,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from training import Budget, Settings
 
 # before any library counts the cores: every process of a training has one
-for _library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
+for _library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 import corpus
 import mixing
 import pool
-from targets import Layout, Teacher
-
 from dfstream.errors import DfstreamError, UsageError
 from dfstream.model import Model
+from targets import Layout, Teacher
 
 #: Seeds of the mixtures that are trained on and of those that are validated on.
 _TRAIN_SEED, _VALID_SEED = 1, 5
@@ -70,7 +73,9 @@ class Source:
         """Open the clips of a split."""
         speech = corpus.list_clips(self.audio, self.work, "speech", split, self.licences)
         noise = corpus.list_clips(self.audio, self.work, "noise", split, self.licences)
-        rooms = [mixing.load_rooms(folder / "rirs.npz") for folder in self.audio if (folder / "rirs.npz").exists()]
+        rooms = [
+            mixing.load_rooms(folder / "rirs.npz") for folder in self.audio if (folder / "rirs.npz").exists()
+        ]
         return mixing.Mixer(speech, noise, list(itertools.chain(*rooms)))
 
 
@@ -104,9 +109,9 @@ def generate(source: Source, share: Share, say: Callable[[str], None] | None = N
     numbers = pool.turns(share.worker, share.workers, folder / "STOP")
     if share.shards is not None:
         numbers = itertools.takewhile(lambda number: number < (share.shards or 0), numbers)
-    begun, done = time.monotonic(), 0
-    for path in pool.write_shards(source.mixer(share.split), teacher, folder, share.seed, numbers, share.keep):
-        done += 1
+    begun = time.monotonic()
+    written = pool.write_shards(source.mixer(share.split), teacher, folder, share.seed, numbers, share.keep)
+    for done, path in enumerate(written, 1):
         if say is not None:
             rate = done * pool.SHARD_ITEMS * mixing.FRAMES / 100 / (time.monotonic() - begun)
             say(f"{path.name}: {rate:.0f} s of audio a second")
@@ -123,18 +128,39 @@ def start_generators(source: Source, workers: int, seed: int, keep: int | None) 
 
 
 def fit(
-    source: Source, out: Path, minutes: float | None, steps: int | None, settings: dict[str, Any], items: int,
-    initial: Path | None, generators: list[Any],
+    source: Source, out: Path, settings: Settings, budget: Budget, *, items: int = 16,
+    initial: Path | None = None, generators: Sequence[Any] = (), pause_s: float | None = None,
 ) -> None:  # fmt: skip
-    """Train on the shards that are there or appear, and export the averaged weights."""
+    """Train on the shards that are there or appear, and export the averaged weights.
+
+    Parameters
+    ----------
+    source : Source
+    out : Path
+        Of the run.
+    settings : Settings
+    budget : Budget
+    items : int
+        Crops of a batch.
+    initial : Path, optional
+        Weights to begin with.
+    generators : sequence of Process
+        Those that write shards.
+    pause_s : float, optional
+        Seconds after which to stop for now.
+    """
     import torch
+
     from batches import Batches, Cropping
     from export import export
     from network import load_weights
-    from training import WEIGHTS, Budget, Run, Settings
+    from training import WEIGHTS, Run
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    chosen = Settings(**settings)
+    if not (torch.cuda.is_available() or settings.device == "cpu"):
+        raise UsageError(f"no device {settings.device} here", hint="--device cpu")
+    if settings.device != "cpu":
+        torch.set_float32_matmul_precision("high")
     config = Model.load(source.teacher).config
     shards = pool.Pool(source.shards("train"))
     while generators and len(shards) < _FIRST_SHARDS:
@@ -143,15 +169,14 @@ def fit(
         time.sleep(1.0)
     if not len(shards):
         raise UsageError(f"no mixtures in {source.shards('train')}", hint="run generate first")
-    layout, device = Layout.of(config), chosen.device
+    layout, device = Layout.of(config), settings.device
     held = pool.Pool(source.shards("valid"))
     fixed = Batches(held, layout, config, Cropping(items=16, seed=7, augmented=False), device)
     valid = [fixed(number) for number in range(_VALID_BATCHES)] if len(held) else []
-    run = Run(out, chosen, load_weights(initial) if initial else None)
-    if not (torch.cuda.is_available() or device == "cpu"):
-        raise UsageError(f"no device {device} here", hint="--device cpu")
-    supply = Batches(shards, layout, config, Cropping(items=items), device)
-    run.train(supply, Budget(minutes, steps), valid, lambda line: click.echo(line))
+    run = Run(out, settings, load_weights(initial) if initial else None)
+    threads = 1 if device == "cpu" else 4
+    supply = Batches(shards, layout, config, Cropping(items=items, threads=threads), device)
+    run.train(supply, budget, valid, click.echo, pause_s)
     click.echo(export(load_weights(out / WEIGHTS), out / "model"))
 
 
@@ -185,10 +210,11 @@ def cli() -> None:
 
 @cli.command()
 @_with_source
-def prepare(**where: Any) -> None:
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True)
+def prepare(processes: int, **where: Any) -> None:
     """Decode the recordings and let the teacher clean the speech."""
     source = _source(**where)
-    corpus.prepare(source.audio, source.work, Model.load(source.teacher), click.echo)
+    corpus.prepare(source.audio, source.work, source.teacher, click.echo, processes)
 
 
 @cli.command("generate")
@@ -210,32 +236,48 @@ def generate_command(
 
 @cli.command()
 @_with_source
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Of the run; WORK/run by default.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Of the run; WORK/run by default."
+)
 @click.option("--minutes", type=float, help="Of training; --steps instead ends after steps.")
 @click.option("--steps", type=click.IntRange(1))
-@click.option("--generators", type=click.IntRange(0), default=1, show_default=True, help="Processes that mix.")
-@click.option("--keep", type=click.IntRange(1), default=2_000, show_default=True, help="Shards that stay (22 MB each).")
-@click.option("--seed", type=click.IntRange(0), default=_TRAIN_SEED, show_default=True, help="Of the mixtures.")
-@click.option("--init", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Weights to begin with.")
+@click.option("--pause", type=float, help="Minutes after which to stop for now; the same command goes on.")
+@click.option(
+    "--generators", type=click.IntRange(0), default=1, show_default=True, help="Processes that mix."
+)
+@click.option(
+    "--keep", type=click.IntRange(1), default=2_000, show_default=True, help="Shards that stay (22 MB each)."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=_TRAIN_SEED, show_default=True, help="Of the mixtures."
+)
+@click.option(
+    "--init", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Weights to begin with."
+)
 @click.option("--rate", type=float, default=2e-3, show_default=True, help="Highest learning rate.")
 @click.option("--warmup", type=click.IntRange(1), default=200, show_default=True, help="Steps up to it.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Crops a step.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--bf16", is_flag=True, help="bfloat16 in the network, for GPUs.")
 def run(
-    out: Path | None, minutes: float | None, steps: int | None, generators: int, keep: int, seed: int,
-    init: Path | None, rate: float, warmup: int, batch: int, device: str, bf16: bool, **where: Any,
+    out: Path | None, minutes: float | None, steps: int | None, pause: float | None, generators: int,
+    keep: int, seed: int, init: Path | None, rate: float, warmup: int, batch: int, device: str, bf16: bool,
+    **where: Any,
 ) -> None:  # fmt: skip
     """Prepare, mix, train and export, or go on with it."""
     from optimiser import Schedule
+    from training import Budget, Settings
 
+    begun, budget = time.monotonic(), Budget(minutes, steps)
     source = _source(**where)
-    corpus.prepare(source.audio, source.work, Model.load(source.teacher), click.echo)
+    corpus.prepare(source.audio, source.work, source.teacher, click.echo, max(generators, 1))
     generate(source, Share("valid", _VALID_SEED, shards=_VALID_SHARDS))
     writers = start_generators(source, generators, seed, keep)
-    settings = {"schedule": Schedule(rate, warmup), "device": device, "bf16": bf16}
+    settings = Settings(schedule=Schedule(rate, warmup), device=device, bf16=bf16)
+    left_s = None if pause is None else 60 * pause - (time.monotonic() - begun)
+    out = out or source.work / "run"
     try:
-        fit(source, out or source.work / "run", minutes, steps, settings, batch, init, writers)
+        fit(source, out, settings, budget, items=batch, initial=init, generators=writers, pause_s=left_s)
     finally:
         for writer in writers:
             writer.terminate()
@@ -246,11 +288,12 @@ def run(
 @click.option("--device", default="cpu", show_default=True)
 def smoke(device: str, **where: Any) -> None:
     """Go all the way in about a minute, to see that it can be gone: a few mixtures, a few steps."""
+    from training import Budget, Settings
+
     source = _source(**where)
-    corpus.prepare(source.audio, source.work, Model.load(source.teacher), click.echo)
-    source = dataclasses.replace(source, work=source.work)
+    corpus.prepare(source.audio, source.work, source.teacher, click.echo)
     generate(source, Share("train", _TRAIN_SEED, shards=2), click.echo)
-    fit(source, source.work / "smoke", None, 10, {"device": device, "report_s": 1.0}, 8, None, [])
+    fit(source, source.work / "smoke", Settings(device=device, report_s=1.0), Budget(steps=10), items=8)
 
 
 def main() -> None:

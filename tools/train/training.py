@@ -9,12 +9,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from losses import Weights, filtered, losses
-from network import Net, Shape
-from optimiser import Optimiser, RunningMean, Schedule
 
 from dfstream.atomic import replacing
 from dfstream.errors import UsageError
+from losses import Weights, filtered, losses
+from network import Net, Shape
+from optimiser import Optimiser, RunningMean, Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -101,20 +101,29 @@ class Run:
             self._load()
 
     def train(
-        self, batches: Batches, budget: Budget, valid: Iterable[Batch] = (), say: Callable[[str], None] = print
+        self,
+        batches: Batches,
+        budget: Budget,
+        valid: Iterable[Batch] = (),
+        say: Callable[[str], None] = print,
+        pause_s: float | None = None,
     ) -> None:
-        """Train until the budget is used up, or the file `STOP` appears in the folder."""
-        clock = _Clock(self._settings, self.seconds)
+        """Train until the budget is used up, some seconds are over, or the file `STOP` appears."""
+        clock = _Clock(self._settings, self.step, self.seconds)
         supply = batches.ahead(self.step)
         sums: dict[str, float] = {}
-        while (progress := budget.progress(self.step, clock.seconds)) < 1 and not (self._folder / STOP).exists():
+        pause = math.inf if pause_s is None else clock.seconds + pause_s
+        while (progress := budget.progress(self.step, clock.seconds)) < 1 and clock.seconds < pause:
+            if (self._folder / STOP).exists():
+                break
             terms = self._step(next(supply), self._settings.schedule.rate(self.step, progress))
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value
             self.seconds = clock.seconds
             if count := clock.due("report", self.step):
                 means = " ".join(f"{name} {value / count:.4f}" for name, value in sums.items())
-                say(f"{time.strftime('%H:%M:%S')} step {self.step} at {progress:.3f}: {means}, {count / clock.since:.2f} steps/s")
+                where = f"{time.strftime('%H:%M:%S')} step {self.step} at {progress:.3f}"
+                say(f"{where}: {means}, {count / clock.since:.2f} steps/s")
                 sums = {}
             if clock.due("validate", self.step):
                 say(self.note(valid))
@@ -137,7 +146,8 @@ class Run:
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if not self._settings.bf16:
             return contextlib.nullcontext()
-        return torch.autocast(self._settings.device, torch.bfloat16)
+        cast: contextlib.AbstractContextManager[Any] = torch.autocast(self._settings.device, torch.bfloat16)
+        return cast
 
     # -- measuring ---------------------------------------------------------------------------------
 
@@ -145,7 +155,8 @@ class Run:
         """Return a copy of the network with the averaged weights."""
         net = Net(self.net.shape)
         net.load_state_dict(self._mean.weights)
-        return net.to(self._settings.device).eval()
+        net.to(self._settings.device).eval()
+        return net
 
     def note(self, valid: Iterable[Batch]) -> str:
         """Measure the averaged weights on batches and append the result to the curve."""
@@ -158,7 +169,9 @@ class Run:
         line = [str(self.step), f"{self.seconds / 60:.1f}", *(f"{value:.5f}" for value in figures.values())]
         with path.open("a") as curve:
             curve.write(",".join(line) + "\n")
-        return f"valid at step {self.step}: " + " ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        return f"valid at step {self.step}: " + " ".join(
+            f"{name} {value:.4f}" for name, value in figures.items()
+        )
 
     # -- keeping -----------------------------------------------------------------------------------
 
@@ -187,7 +200,7 @@ class Run:
 
 @torch.no_grad()
 def validate(net: Net, batches: Iterable[Batch], weights: Weights) -> dict[str, float]:
-    """Return the mean terms of the loss, and the error of the deep-filtered bins relative to the target in dB."""
+    """Return the mean terms of the loss, and the error of the deep-filtered bins in dB of the target."""
     sums: dict[str, float] = {}
     count, error, energy = 0, 0.0, 0.0
     for batch in batches:
@@ -201,16 +214,18 @@ def validate(net: Net, batches: Iterable[Batch], weights: Weights) -> dict[str, 
         count += 1
     if not count:
         return {}
-    return {name: value / count for name, value in sums.items()} | {"error_db": 10 * math.log10(error / energy)}
+    return {name: value / count for name, value in sums.items()} | {
+        "error_db": 10 * math.log10(error / energy)
+    }
 
 
 class _Clock:
     """Seconds of training, and which of the things that happen now and then are due."""
 
-    def __init__(self, settings: Settings, spent: float) -> None:
+    def __init__(self, settings: Settings, step: int, spent: float) -> None:
         self._begun = time.monotonic() - spent
         self._every = {"report": settings.report_s, "validate": settings.validate_s, "save": settings.save_s}
-        self._last = dict.fromkeys(self._every, (time.monotonic(), None))
+        self._last = dict.fromkeys(self._every, (time.monotonic(), step))
         self.since = 0.0
 
     @property
@@ -220,9 +235,6 @@ class _Clock:
     def due(self, what: str, step: int) -> int:
         """Return how many steps there were since it last happened if it is due, else 0."""
         at, before = self._last[what]
-        if before is None:
-            before = step - 1
-            self._last[what] = at, before
         self.since = time.monotonic() - at
         if self.since < self._every[what]:
             return 0

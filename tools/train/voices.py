@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
-from corpus import SAMPLE_RATE, active_rms
 
+from corpus import SAMPLE_RATE, active_rms
 from dfstream.dsp._jit import float32, float64, jit, reads, writes
 
 if TYPE_CHECKING:
-    from corpus import Clip
     from numpy.typing import NDArray
+
+    from corpus import Clip
 
     Audio = NDArray[np.float32]
     Rng = np.random.Generator
@@ -67,7 +68,7 @@ class Voice:
 
 
 def stretched(pair: Audio, speed: float) -> Audio:
-    """Change the duration and keep the pitch, by waveform-similarity overlap-add (Verhelst and Roelands, 1993).
+    """Change the duration, not the pitch, by waveform-similarity overlap-add (Verhelst and Roelands, 1993).
 
     The positions are found in the clean twin and used for both.
 
