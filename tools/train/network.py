@@ -85,14 +85,13 @@ class Recurrent(nn.GRU):
         nn.init.orthogonal_(self.weight_hh_l0.data[-hidden:])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [B, T, hidden], in float32 throughout: states add up over seconds."""
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            if x.device.type != "cpu" or not torch.is_grad_enabled():
-                return super().forward(x)[0]
+        """Return [B, T, hidden], the recurrence in float32 throughout: states add up over seconds."""
+        if x.device.type == "cpu" and torch.is_grad_enabled():
             projected = F.linear(x.transpose(0, 1), self.weight_ih_l0, self.bias_ih_l0)
-            h: Tensor = RecurrentScan.apply(projected, self.weight_hh_l0, self.bias_hh_l0)
+            h: Tensor = RecurrentScan.apply(projected.float(), self.weight_hh_l0, self.bias_hh_l0)
             return h.transpose(0, 1)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())[0]
 
 
 def conv(inputs: int, outputs: int, kernel_t: int = 1, kernel_f: int = 3, stride: int = 1) -> nn.Conv2d:
