@@ -150,6 +150,14 @@ def test_licences_decide_which_clips_there_are(audio, prepared):
         corpus.family("proprietary")
 
 
+def test_sources_are_listed_with_their_licences(audio, prepared):
+    clips = corpus.list_clips([audio], prepared, "noise", "train", ["CC0", "GPL"])
+    assert corpus.data_table([*clips, clips[0]]).splitlines()[2:] == [
+        "| here | CC0-1.0 | 1 | 1 | 0.1 |",
+        "| here | GPL-3.0-or-later | 2 | 1 | 0.1 |",
+    ]
+
+
 def test_clips_that_the_teacher_takes_apart_are_left_out(audio, prepared):
     speech = corpus.list_clips([audio], prepared, "speech", "train")
     assert [clip.licence for clip in speech] == list(LICENCES[:4])

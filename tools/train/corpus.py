@@ -131,6 +131,24 @@ def list_clips(
     return clips
 
 
+def data_table(clips: Iterable[Clip]) -> str:
+    """Return where clips come from and under which licences, in Markdown."""
+    minutes: dict[tuple[str, str], list[float]] = {}
+    voices: dict[tuple[str, str], set[str]] = {}
+    for clip in clips:
+        key = clip.source, clip.licence
+        minutes.setdefault(key, []).append(clip.length / SAMPLE_RATE / 60)
+        voices.setdefault(key, set()).add(clip.speaker)
+    lines = [
+        "| source | licence of the recordings | clips | voices or recordings | minutes |",
+        "| --- " * 5 + "|",
+    ]
+    for (source, licence), lengths in sorted(minutes.items()):
+        counts = len(lengths), len(voices[source, licence])
+        lines.append(f"| {source} | {licence} | {counts[0]} | {counts[1]} | {sum(lengths):.1f} |")
+    return "\n".join(lines)
+
+
 def prepare(
     folders: Iterable[Path], work: Path, teacher: str, progress: Callable[[str], None], processes: int = 1
 ) -> None:

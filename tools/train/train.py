@@ -217,6 +217,16 @@ def prepare(processes: int, **where: Any) -> None:
     corpus.prepare(source.audio, source.work, source.teacher, click.echo, processes)
 
 
+@cli.command()
+@_with_source
+def data(**where: Any) -> None:
+    """Print what is trained on and under which licences, for the card."""
+    source = _source(**where)
+    for kind in ("speech", "noise"):
+        clips = corpus.list_clips(source.audio, source.work, kind, "train", source.licences)
+        click.echo(f"{kind}\n\n{corpus.data_table(clips)}\n")
+
+
 @cli.command("generate")
 @_with_source
 @click.option("--split", type=click.Choice(["train", "valid"]), default="train", show_default=True)
