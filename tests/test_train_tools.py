@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import evaluate
 from dfstream.errors import UsageError
 from dfstream.model import Model
+from dfstream.offline import enhance
 
 RATE = evaluate.SAMPLE_RATE
 
@@ -139,35 +140,57 @@ def test_wrong_arguments_are_one_line(arguments, message):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.slow
-def test_all_the_way_on_a_small_scale(noisy, synthetic_folder, tmp_path, monkeypatch):
+@pytest.fixture
+def where(noisy, tmp_path):
+    """Options of every command: a folder with one voice and one noise, taught by the bundled model."""
     pytest.importorskip("torch")
     pytest.importorskip("scipy")
-    import corpus
-    import mixing
-    import pool
-    import train
-
-    monkeypatch.setattr(pool, "SHARD_ITEMS", 8)
-    monkeypatch.setattr(
-        corpus, "_LEAST_AGREEMENT_DB", -100.0
-    )  # a teacher of random weights agrees with nobody
-    audio, work = tmp_path / "audio", tmp_path / "work"
+    audio = tmp_path / "audio"
     audio.mkdir()
+    clean = enhance(noisy)
     lines = ["file,start_sample,n_samples,kind,split,source,speaker,licence"]
-    for kind in ("speech", "noise"):
-        soundfile.write(audio / f"{kind}.flac", noisy, RATE)
+    for kind, recording in (("speech", clean), ("noise", noisy - clean)):
+        soundfile.write(audio / f"{kind}.flac", recording, RATE)
         lines += [
             f"{kind}.flac,0,{noisy.size},{kind},{split},here,somebody,CC0" for split in ("train", "valid")
         ]
     (audio / "clips.csv").write_text("\n".join(lines) + "\n")
-    where = ["--audio", str(audio), "--teacher", str(synthetic_folder("dfn3")), "--work", str(work)]
+    return ["--audio", str(audio), "--teacher", "bundled", "--work", str(tmp_path / "work")]
+
+
+@pytest.mark.slow
+def test_all_the_way_on_a_small_scale(where, tmp_path, monkeypatch):
+    import pool
+    import train
+
+    monkeypatch.setattr(pool, "SHARD_ITEMS", 8)
     result = CliRunner().invoke(train.cli, ["smoke", *where])
     assert result.exit_code == 0, result.output
     assert "MACs a hop" in result.output
-    assert Model.load(work / "smoke" / "model").config.sample_rate == mixing.SAMPLE_RATE
+    assert Model.load(tmp_path / "work" / "smoke" / "model").config.sample_rate == RATE
     again = CliRunner().invoke(train.cli, ["generate", *where, "--shards", "2"])
     assert again.exit_code == 0
     assert not again.output  # both are there already
+    listed = CliRunner().invoke(train.cli, ["data", *where])
+    assert listed.output.count("| here | CC0 | 1 | 1 | 0.1 |") == 2
     refused = CliRunner().invoke(train.cli, ["generate", *where, "--licences", "GPL"])
     assert isinstance(refused.exception, UsageError)
+
+
+@pytest.mark.slow
+def test_a_run_mixes_beside_the_training_and_goes_on(where, tmp_path, monkeypatch):
+    import torch
+
+    import train
+    from training import CHECKPOINT
+
+    monkeypatch.setattr(train, "_FIRST_SHARDS", 1)
+    monkeypatch.setattr(train, "_VALID_SHARDS", 1)
+    monkeypatch.setattr(train, "_VALID_BATCHES", 1)
+    command = ["run", *where, "--batch", "8", "--generators", "1"]
+    for steps in (1, 2):
+        result = CliRunner().invoke(train.cli, [*command, "--steps", str(steps)])
+        assert result.exit_code == 0, result.output
+        stored = torch.load(tmp_path / "work" / "run" / CHECKPOINT, weights_only=True)
+        assert stored["step"] == steps
+    assert result.output.count("valid at step 2") == 1
