@@ -40,6 +40,9 @@ SPEC_SCALE = 32.0
 
 _HALF_MAX = 6e4
 
+#: Power that stands for none: far below what 16 bits resolve, so that quiet mixtures keep their upper bands.
+_NOTHING = np.float32(1e-20)
+
 
 class Layout(NamedTuple):
     """Where the parts of a row lie.
@@ -114,7 +117,7 @@ class Teacher:
         wanted = np.array([clean_share(item.snr_db) for item in items], np.float32)
         share: Audio = np.where(agrees, wanted, np.float32(0))[:, None, None]
         target: Spectra = (1 - share) * deep + share * reference[..., self._deep]
-        gain = 1 / np.sqrt(np.mean(_power(x[..., self._deep]), axis=(1, 2), keepdims=True) + 1e-14)
+        gain = 1 / np.sqrt(np.mean(_power(x[..., self._deep]), axis=(1, 2), keepdims=True) + _NOTHING)
 
         rows = np.empty((*x.shape[:2], self.layout.width), np.float16)
         rows[..., self.layout.erb] = feat_erb
@@ -163,10 +166,10 @@ class Teacher:
 
     def _gains(self, x: Spectra, reference: Spectra, target: Spectra, taught: Audio, share: Audio) -> Audio:
         power = _power(x)
-        optimal = np.clip(self._bands((reference * x.conj()).real) / (self._bands(power) + 1e-14), 0, 1)
+        optimal = np.clip(self._bands((reference * x.conj()).real) / (self._bands(power) + _NOTHING), 0, 1)
         filled = np.zeros_like(power)
         filled[..., self._deep] = _power(target)
-        effected = np.sqrt(self._bands(filled) / (self._bands(power * self._deep) + 1e-14))
+        effected = np.sqrt(self._bands(filled) / (self._bands(power * self._deep) + _NOTHING))
         above = self._starts + self._widths > self.config.nb_df
         gains: Audio = np.where(above, (1 - share) * taught + share * optimal, np.clip(effected, 0, 1))
         return gains
