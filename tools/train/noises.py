@@ -165,7 +165,7 @@ def noise_track(rng: Rng, n: int, noise: Clips | None, speech: Clips) -> Audio:
         chance = rng.random()
         if noise is not None and chance < 0.62:
             layer = recorded(rng, n, noise)
-        elif chance < 0.70:
+        elif chance > 0.92:
             layer = babble(rng, n, speech)
         else:
             make = list(_GENERATED)[int(rng.choice(len(_GENERATED), p=list(_GENERATED.values())))]

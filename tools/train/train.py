@@ -268,7 +268,7 @@ def generate_command(
 @click.option("--warmup", type=click.IntRange(1), default=200, show_default=True, help="Steps up to it.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Crops a step.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--bf16", is_flag=True, help="bfloat16 in the network, for GPUs.")
+@click.option("--bf16", is_flag=True, help="bfloat16 in the network: GPUs, recent processors.")
 def run(
     out: Path | None, minutes: float | None, steps: int | None, pause: float | None, generators: int,
     keep: int, seed: int, init: Path | None, rate: float, warmup: int, batch: int, device: str, bf16: bool,

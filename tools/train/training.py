@@ -58,14 +58,14 @@ class Settings:
         Between lines, validations and checkpoints.
     device : str
     bf16 : bool
-        Run the network in bfloat16 where that is safe; for GPUs.
+        Run the network in bfloat16 where that is safe; for devices that are quicker at it.
     """
 
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     weights: Weights = dataclasses.field(default_factory=Weights)
     average: float = 0.999
     report_s: float = 30.0
-    validate_s: float = 240.0
+    validate_s: float = 900.0
     save_s: float = 180.0
     device: str = "cpu"
     bf16: bool = False
