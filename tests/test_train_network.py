@@ -172,6 +172,15 @@ def test_graphs_that_are_not_the_networks_are_not_written(tmp_path, monkeypatch)
     assert not (tmp_path / "model").exists()
 
 
+def test_blends_lie_between_two_networks():
+    a, b = small_net(0), small_net(1)
+    third = export.blended(a, b, 1 / 3)
+    for x, y, z in zip(a.parameters(), b.parameters(), third.parameters(), strict=True):
+        torch.testing.assert_close(z, (2 * x + y) / 3)
+    with pytest.raises(UsageError, match="two shapes"):
+        export.blended(a, network.Net(), 0.5)
+
+
 def test_bundled_config_is_the_one_that_is_written(bundled):
     assert export.config_ini(network.Net()).encode() == bundled.config_ini
     shapes = {

@@ -1,6 +1,6 @@
 """Weights as graphs: enc, erb_dec and df_dec with the interface of the official export, and their config.ini.
 
-    python tools/train/export.py WEIGHTS FOLDER
+    python tools/train/export.py WEIGHTS FOLDER [--blend WEIGHTS --share 0.3]
 
 Batch is the constant 1 and time the one free axis, every Pad states its value, recurrent layers start from
 zeros.
@@ -19,15 +19,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from dfstream.atomic import replacing_folder
-from dfstream.errors import DfstreamError, VerifyFailed
-from network import load_weights
+from dfstream.errors import DfstreamError, UsageError, VerifyFailed
+from network import Net, load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
 
-    from network import Net, Recurrent
+    from network import Recurrent
 
 #: Largest difference between torch and the graphs, relative to the largest value of a tensor.
 TOLERANCE = 1e-5
@@ -276,15 +276,28 @@ def export(net: Net, folder: Path) -> str:
     )
 
 
+def blended(net: Net, other: Net, share: float) -> Net:
+    """Return a network between two of one shape, the first the beginning of the other's training."""
+    if net.shape != other.shape:
+        raise UsageError("networks of two shapes cannot be blended")
+    between = Net(net.shape)
+    theirs = other.state_dict()
+    between.load_state_dict({name: own.lerp(theirs[name], share) for name, own in net.state_dict().items()})
+    return between
+
+
 @click.command()
 @click.argument("weights", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("folder", type=click.Path(path_type=Path))
-def main(weights: Path, folder: Path) -> None:
-    """Write the graphs of trained weights."""
+@click.option("--blend", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Other weights.")
+@click.option("--share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of the others.")
+def main(weights: Path, folder: Path, blend: Path | None, share: float) -> None:
+    """Write the graphs of trained weights, or of a blend of two."""
     try:
-        click.echo(export(load_weights(weights), folder))
+        net = load_weights(weights)
+        click.echo(export(blended(net, load_weights(blend), share) if blend else net, folder))
     except DfstreamError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), err=True)
         sys.exit(error.exit_code)
 
 
