@@ -28,8 +28,6 @@ import onnx_graphsurgeon as gs
 
 from dfstream.interface import FEATURES, RESULTS, is_gru_state, state_inputs, state_output
 
-from .audio_analysis import Features, Transforms, frame_numbers
-from .audio_filter import SpectralFilter
 from .audio_state import STATE, STATE_OUT, PackedState
 from .batch import free_batch
 from .block_context import carry_lean_context
@@ -120,6 +118,10 @@ def audio_of_hops(network: gs.Graph, config: ModelConfig) -> tuple[gs.Graph, dic
 
 
 def _surround(network: gs.Graph, config: ModelConfig, one_hop: bool) -> tuple[gs.Graph, dict[str, str]]:
+    # not above: what makes a recipe need not compile the kernels of the signal processing
+    from .audio_analysis import Features, Transforms, frame_numbers
+    from .audio_filter import SpectralFilter
+
     samples, hops = (config.hop_size, 1) if one_hop else ("N", "T")
     audio, atten_lim, pf_beta, enhanced, lsnr = (
         gs.Variable(name, np.dtype(np.float32), shape)

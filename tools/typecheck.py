@@ -23,9 +23,11 @@ def main() -> int:
         _mirror(ROOT / "tools", Path(folder))
         command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "dfstream"]
         command += [tool.name for tool in sorted(Path(folder).glob("*.py"))]
+        command += [str(Path("train") / part.name) for part in sorted((Path(folder) / "train").glob("*.py"))]
         command += ["--cache-dir", str(ROOT / ".mypy_cache")]
+        paths = os.pathsep.join([folder, str(Path(folder) / "train")])
         result = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, env={**os.environ, "MYPYPATH": folder}
+            command, cwd=folder, capture_output=True, text=True, env={**os.environ, "MYPYPATH": paths}
         )
     print((result.stdout + result.stderr).replace("dfstream/patches/", "patches/"), end="")
     return result.returncode
