@@ -77,9 +77,13 @@ def test_an_unknown_backend(name):
     assert "ort-cpu" in hint
 
 
-@pytest.mark.parametrize("options", [{"thread": 2}, {"threads": 1, "device": 0}])
-def test_an_unknown_option(options):
-    assert refusal(UsageError, find_backend, "ort-cpu", **options)[0].startswith("backend ort-cpu: ")
+@pytest.mark.parametrize(
+    ("options", "unknown"), [({"thread": 2}, "thread"), ({"threads": 1, "device": 0}, "device")]
+)
+def test_an_unknown_option(options, unknown):
+    message, hint = refusal(UsageError, find_backend, "ort-cpu", **options)
+    assert message == f"backend ort-cpu has no option '{unknown}'"
+    assert hint == "its options are threads, precision"
 
 
 @pytest.mark.parametrize(

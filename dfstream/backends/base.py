@@ -182,6 +182,11 @@ def find_backend(name: str, **options: Any) -> Backend:
         Its runtime is missing or does not work on this platform.
     """
     cls: type[Backend] = registry.find("backend", name)
+    known = [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else [*options]
+    if unknown := [option for option in options if option not in known]:
+        raise UsageError(
+            f"backend {name} has no option {unknown[0]!r}", hint=f"its options are {', '.join(known)}"
+        )
     try:
         return cls(**options)
     except TypeError as error:
