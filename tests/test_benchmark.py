@@ -242,7 +242,7 @@ def test_options_in_another_form_are_refused(text: str) -> None:
 def test_what_does_not_exist_is_refused(bundled: Model) -> None:
     with pytest.raises(UsageError, match="unknown backend 'abacus'"):
         usable(bundled, ["abacus"])
-    with pytest.raises(UsageError, match=r"backend ort-cpu: .*'beads'"):
+    with pytest.raises(UsageError, match=r"backend ort-cpu has no option 'beads'"):
         usable(bundled, ["ort-cpu:beads=3"])
     with pytest.raises(UsageError, match="unknown mode 'guess'"):
         usable(bundled, ["ort-cpu"], ["guess"])
