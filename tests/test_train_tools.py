@@ -131,7 +131,11 @@ def test_evaluation_prints_tables_and_writes_figures(table, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "no mixtures"), (["--model", "x"], "expected NAME=MODEL"), (["--teacher", "nowhere"], "nowhere")],
+    [
+        (["--teacher", "bundled"], "no mixtures"),
+        (["--model", "x"], "expected NAME=MODEL"),
+        (["--teacher", "nowhere"], "nowhere"),
+    ],
 )
 def test_wrong_arguments_are_one_line(arguments, message):
     result = CliRunner().invoke(evaluate.main, arguments)
