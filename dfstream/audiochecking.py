@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dfstream.backends.base import find_backend
-from dfstream.checking import CheckRow, speech_clip
+from dfstream.checking import CheckRow, largest_difference, speech_clip
 from dfstream.filtering import attenuation_gain
 from dfstream.modes.base import initial_states
 from dfstream.stream import Stream
@@ -100,12 +100,7 @@ def _second_of_two(
 
 
 def _compare(kind: str, chunking: str, got: _Enhanced, want: _Enhanced, exact: bool) -> CheckRow:
-    errors = {name: _largest(getattr(got, name) - getattr(want, name)) for name in ("lsnr", "audio")}
+    errors = {name: largest_difference(getattr(got, name), getattr(want, name)) for name in ("lsnr", "audio")}
     noise = float(np.mean((got.audio.astype(np.float64) - want.audio) ** 2))
     snr_db = float(10 * np.log10(np.mean(want.audio.astype(np.float64) ** 2) / noise)) if noise else np.inf
     return CheckRow(kind, chunking, errors, _EXACT if exact else _HALF, snr_db)
-
-
-def _largest(differences: NDArray[np.float32]) -> float:
-    largest = float(np.abs(differences).max())
-    return largest if np.isfinite(largest) else float("inf")

@@ -30,6 +30,7 @@ __all__ = [
     "check_canonical",
     "check_lean",
     "check_mode",
+    "largest_difference",
     "reference_run",
     "speech_clip",
     "test_features",
@@ -215,11 +216,16 @@ def _pieces(features: Arrays, size: int | None) -> Iterator[list[NDArray[np.floa
 
 
 def _compare(kind: str, chunking: str, got: NetOutput, want: NetOutput) -> CheckRow:
-    errors = {}
-    for name, a, b in zip(RESULTS, got, want, strict=True):
-        error = float(np.max(np.abs(a.astype(np.float64) - b))) if a.shape == b.shape else float("inf")
-        errors[name] = error if np.isfinite(error) else float("inf")
+    errors = {name: largest_difference(a, b) for name, a, b in zip(RESULTS, got, want, strict=True)}
     return CheckRow(kind, chunking, errors)
+
+
+def largest_difference(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
+    """Return the largest absolute difference; infinite where not finite, or of another shape."""
+    if got.shape != want.shape:
+        return float("inf")
+    error = float(np.max(np.abs(got.astype(np.float64) - want)))
+    return error if np.isfinite(error) else float("inf")
 
 
 def _name(size: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,14 @@ from dfstream.errors import BackendError, ModelError, UsageError
 from dfstream.modes.base import find_mode, mode_names
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from dfstream.coreml.package import Package
     from dfstream.model import Model
     from dfstream.patches.recipe import Recipe
+
+    #: Audio, and the local SNR of each hop.
+    Heard = tuple[NDArray[np.float64], NDArray[np.float32]]
 
 __all__ = ["coreml_partitions", "inspect_model", "measure_precisions"]
 
@@ -63,9 +69,10 @@ def measure_precisions(model: Model) -> list[dict[str, Any]]:
     found = []
     for name in backend_names():
         exact, *reduced = registry.find("backend", name).precisions
+        heard = functools.cache(functools.partial(_heard, model, name))  # the exact one once for all
         for precision in reduced:
             try:
-                figures = _compare(model, name, exact, precision)
+                figures = _compare(heard(exact), heard(precision))
             except (BackendError, ModelError, UsageError) as error:
                 figures = {"reason": str(error)}
             found.append({"backend": name, "precision": precision, **figures})
@@ -115,16 +122,17 @@ def coreml_partitions(model: Model) -> list[dict[str, Any]]:
     return rows
 
 
-def _compare(model: Model, backend: str, *precisions: str) -> dict[str, Any]:
+def _heard(model: Model, backend: str, precision: str) -> Heard:
+    """Return packaged speech as a stream gives it, and its local SNR."""
     from dfstream.checking import speech_clip
     from dfstream.stream import Stream
 
-    rate, audio, lsnr = model.config.sample_rate, [], []
-    for precision in precisions:
-        stream = Stream(model, backend=backend, precision=precision, sample_rate=rate)
-        audio.append(stream.process(speech_clip()).astype(np.float64))
-        lsnr.append(stream.lsnr)
-    (want, got), (before, after) = audio, lsnr
+    stream = Stream(model, backend=backend, precision=precision, sample_rate=model.config.sample_rate)
+    return stream.process(speech_clip()).astype(np.float64), stream.lsnr
+
+
+def _compare(exact: Heard, reduced: Heard) -> dict[str, Any]:
+    (want, before), (got, after) = exact, reduced
     power, error = np.mean(want**2), np.mean((got - want) ** 2)
     return {
         "snr_db": float(10 * np.log10(power / error)) if error else None,

@@ -16,6 +16,7 @@ from hypothesis import settings
 
 import synthetic
 from dfstream import catalog
+from dfstream.cli import _run
 from dfstream.model import Model
 from dfstream.modes.base import Mode, find_mode, mode_names
 
@@ -182,3 +183,15 @@ def recording(name: str) -> NDArray[np.float32]:
         pytest.skip(f"recording {name} not found (its licence does not allow us to distribute it)")
     audio, _ = soundfile.read(path, dtype="float32")
     return np.ascontiguousarray(audio)
+
+
+@pytest.fixture
+def cli(capsys):  # type: ignore[no-untyped-def]
+    """Function that runs the command line and returns its exit code and what it printed."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        code = _run([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -17,7 +17,6 @@ import soundfile
 
 from conftest import SYNTHETIC
 from dfstream import checking, enhance
-from dfstream.cli import _run
 from dfstream.interface import EXPORTS
 from dfstream.model import Model
 from dfstream.modes.base import find_mode, mode_names
@@ -41,17 +40,6 @@ def _load_once(monkeypatch, bundled, synthetic_folder, synthetic_model):
         return synthetic_model(known[source]) if source in known else load(source)
 
     monkeypatch.setattr(Model, "load", load_once)
-
-
-@pytest.fixture
-def cli(capsys):
-    def run(*args):
-        """Run the command line; return its exit code and what it printed."""
-        code = _run([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """dfstream convert: what it prints, how it ends, what it leaves behind."""
 
+import functools
 import json
 import sys
 
@@ -16,14 +17,9 @@ from dfstream.patching import patch_model
 
 
 @pytest.fixture
-def cli(capsys):
-    def run(*args):
-        """Run the command line; return its exit code and what it printed."""
-        code = _run(["convert", *map(str, args)])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def cli(cli):
+    """Run one command; as the fixture of all commands."""
+    return functools.partial(cli, "convert")
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from onnxruntime.tools.mobile_helpers import usability_checker
 import oracle
 from conftest import SYNTHETIC
 from dfstream import parsing
-from dfstream.cli import _run
 from dfstream.coreml import ep_rules
 from dfstream.coreml.ep_rules import FORMATS, TRIVIAL
 from dfstream.coreml.partitions import partition, simplified
@@ -368,16 +367,6 @@ def test_groups_of_any_graph(model):
 
 
 # -- dfstream inspect ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cli(capsys):
-    def run(*args):
-        code = _run([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_inspect_shows_a_row_for_every_graph_and_format(cli, synthetic_folder):

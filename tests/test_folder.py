@@ -1,5 +1,6 @@
 """Many files at once: each as if it were alone, whatever becomes of the others."""
 
+import functools
 import json
 import os
 import signal
@@ -12,7 +13,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from dfstream.cli import _run
 from dfstream.errors import BackendError, ModelError
 from dfstream.filebatch import Batch, OwnStreams
 from dfstream.filepool import PooledStreams, batch_maker
@@ -46,14 +46,9 @@ def recordings(tmp_path, noisy):
 
 
 @pytest.fixture
-def cli(capsys):
-    def run(*args):
-        """Run the command line; return its exit code and what it printed."""
-        code = _run(["run", *map(str, args)])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def cli(cli):
+    """Run one command; as the fixture of all commands."""
+    return functools.partial(cli, "run")
 
 
 def process(*args):

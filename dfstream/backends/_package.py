@@ -58,7 +58,11 @@ class PackageBackend(Backend):
 
     def __post_init__(self) -> None:
         check_options(self, self.threads, self.precision)
-        Flavour(_PRECISIONS[self.precision], self.state, block_frames=self.frames)
+        self._flavour()  # refuses what does not go together
+
+    def _flavour(self) -> Flavour:
+        """Return the kind of package that is made."""
+        return Flavour(_PRECISIONS[self.precision], self.state, block_frames=self.frames)
 
     def open(self, model: Model, recipe: Recipe) -> dict[str, Session]:
         """Load the package; see `Backend.open`.
@@ -101,7 +105,7 @@ class PackageBackend(Backend):
         from dfstream.coreml.conversion import write_package
         from dfstream.coreml.toolbox import coremltools
 
-        flavour = Flavour(_PRECISIONS[self.precision], self.state, block_frames=self.frames)
+        flavour = self._flavour()
         key = f"{model.sha256} {flavour} {coremltools().__version__}"
         sources = diskcache.source_digest("coreml", "patches")
         digest = hashlib.sha256(f"{key} {sources}".encode()).hexdigest()[:32]

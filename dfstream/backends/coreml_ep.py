@@ -16,6 +16,7 @@ import numpy as np
 
 from dfstream.arguments import check_choice
 from dfstream.backends._onestep import CanonicalSession, CanonicalState, check_incremental
+from dfstream.backends._onnxruntime import import_onnxruntime
 from dfstream.backends.base import Backend, check_options
 from dfstream.errors import BackendError, BackendUnavailable, UnsupportedGraph, UsageError, first_line
 
@@ -234,14 +235,7 @@ def _check_provider(ort: Any) -> None:
 
 
 def _runtime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"coreml-ep: onnxruntime cannot be imported ({first_line(error)})",
-            hint="pip install onnxruntime",
-        ) from error
-    return onnxruntime
+    return import_onnxruntime(CoremlEp.name)
 
 
 BACKEND = CoremlEp

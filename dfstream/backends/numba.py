@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, get_args
 
 import numpy as np
 
+from dfstream.backends._onestep import check_incremental
 from dfstream.backends.base import Backend, Session, check_options
 from dfstream.errors import BackendError, UnsupportedGraph
 from dfstream.interface import FEATURES, RESULTS, state_output
@@ -76,11 +77,7 @@ class Numba(Backend):
         """
         from dfstream.patches.compact import compact_recipe
 
-        if recipe.name not in self.modes:
-            raise UnsupportedGraph(
-                f"the backend numba runs the mode incremental, not {recipe.name}",
-                hint="use the backend ort-cpu",
-            )
+        check_incremental(self.name, recipe.name)
         return compact_recipe()
 
     def load(self, graph: bytes, name: str) -> Session:

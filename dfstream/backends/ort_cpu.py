@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from dfstream.backends._onnxruntime import import_onnxruntime
 from dfstream.backends.base import Backend, Session, check_options
-from dfstream.errors import BackendError, BackendUnavailable, UnsupportedGraph, UsageError, first_line
+from dfstream.errors import BackendError, UnsupportedGraph, UsageError, first_line
 from dfstream.interface import FEATURES, RESULTS, state_inputs, state_output
 
 if TYPE_CHECKING:
@@ -65,11 +66,8 @@ class OrtCpu(Backend):
         UsageError
             There are no graphs of this precision for that.
         """
-        from dfstream.patches.audio_graph import hop_recipe
-        from dfstream.patches.lean import lean_recipe
         from dfstream.patches.quantise import eight_bit_recipe, half_recipe
 
-        forms = {"incremental": lean_recipe, "audio-graph": hop_recipe} if single_frame else {}
         if self.precision == "int8":
             if recipe.name != "incremental" or not single_frame:
                 raise UsageError(
@@ -77,8 +75,7 @@ class OrtCpu(Backend):
                     hint="use the mode incremental with block_frames=1, or precision float32",
                 )
             return eight_bit_recipe()
-        if recipe.name in forms:
-            one_frame = forms[recipe.name]()
+        if single_frame and (one_frame := _one_frame(recipe)) is not None:
             try:
                 model.graphs(one_frame)
                 recipe = one_frame
@@ -88,7 +85,7 @@ class OrtCpu(Backend):
 
     def load(self, graph: bytes, name: str) -> _OrtSession:
         """Load one graph; see `Backend.load`."""
-        ort = _runtime()
+        ort = import_onnxruntime(self.name)
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -103,6 +100,19 @@ class OrtCpu(Backend):
                 hint=hint if self.precision == "int8" else None,
             ) from error
         return _OrtSession(session, name)
+
+
+def _one_frame(recipe: Recipe) -> Recipe | None:
+    """Return the graph that is quicker for single frames of a mode, if there is one."""
+    if recipe.name == "incremental":
+        from dfstream.patches.lean import lean_recipe
+
+        return lean_recipe()
+    if recipe.name == "audio-graph":
+        from dfstream.patches.audio_graph import hop_recipe
+
+        return hop_recipe()
+    return None
 
 
 class _OrtSession(Session):
@@ -210,16 +220,6 @@ class _Bound:
         for state, own in zip(states, self._way.given, strict=True):
             own[...] = state
         return self._way
-
-
-def _runtime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"ort-cpu: onnxruntime cannot be imported ({first_line(error)})", hint="pip install onnxruntime"
-        ) from error
-    return onnxruntime
 
 
 BACKEND = OrtCpu

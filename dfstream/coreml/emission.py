@@ -163,15 +163,16 @@ class _Emission:
 
     def _walk(self, values: dict[str, Any], t: int) -> dict[str, Any]:
         """Emit all nodes for one frame."""
+        rules, after = self._rules(), {state_output(name) for name in self.states}
         for node in self.graph.node:
-            emit = self._rules().get(node.op_type)
+            emit = rules.get(node.op_type)
             if emit is None:
                 raise UnsupportedGraph(f"convert: the canonical graph has no {node.op_type}")
             operands = [values[name] if name in values else self._constant(name) for name in node.input]
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             output = node.output[0]
             last = output in _RESULTS and self.frames == 1 and not self.flavour.half_interface
-            state = output in map(state_output, self.states) and t == self.frames - 1
+            state = output in after and t == self.frames - 1
             public = last or (state and self.flavour.state == "explicit" and not self.flavour.half_interface)
             name = output if public else f"{operation_name(node)}{f'_t{t}' if self.frames > 1 else ''}"
             if not public and name in (*self.shapes, *_RESULTS):

@@ -207,14 +207,21 @@ def _agreements(path: Path) -> Path:
     return path.with_name(f"{path.stem}.agreement.csv")
 
 
-def _decode(path: Path) -> Pcm:
+def read_recording(path: Path) -> Audio:
+    """Read one channel at `SAMPLE_RATE`.
+
+    Raises
+    ------
+    UsageError
+        It cannot be read, or is of another form.
+    """
     try:
-        pcm, rate = soundfile.read(path, dtype="float32")
+        audio, rate = soundfile.read(path, dtype="float32")
     except (soundfile.LibsndfileError, OSError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from error
-    if rate != SAMPLE_RATE or pcm.ndim != 1:
+    if rate != SAMPLE_RATE or audio.ndim != 1:
         raise UsageError(f"{path}: expected one channel at {SAMPLE_RATE} Hz")
-    return _to_pcm(pcm)
+    return np.ascontiguousarray(audio)
 
 
 def _to_pcm(x: Audio) -> Pcm:
@@ -225,7 +232,7 @@ def _to_pcm(x: Audio) -> Pcm:
 def _prepare_file(task: tuple[Path, Path, list[dict[str, str]], str]) -> str:
     source, path, speech, teacher = task
     if not path.exists():
-        _save(path, _decode(source))
+        _save(path, _to_pcm(read_recording(source)))
     if speech:
         _clean(path, speech, Model.load(teacher))
     return source.name

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-import soundfile
 import soxr
 
 # the scores are those of the tool one folder up
 sys.path.append(str(Path(__file__).resolve().parent.parent))
+from corpus import SAMPLE_RATE, read_recording
 from dfstream.errors import DfstreamError, UsageError
 from dfstream.model import Model
 from dfstream.offline import OFFLINE_BLOCK_FRAMES
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     Audio = NDArray[np.float32]
 
-SAMPLE_RATE = 48_000
 
 #: Levels of clean speech that are compared with the full one.
 _LEVELS_DB = (-10, -20, -30, -40)
@@ -98,8 +97,8 @@ def read_table(path: Path) -> list[Pair]:
     return [
         Pair(
             folder.name or path.stem,
-            _read(folder / row["noisy"]),
-            _read(folder / row["clean"]),
+            read_recording(folder / row["noisy"]),
+            read_recording(folder / row["clean"]),
             float(row["snr_db"]),
         )
         for row in rows
@@ -240,16 +239,6 @@ def _markdown(lines: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _read(path: Path) -> Audio:
-    try:
-        audio, rate = soundfile.read(path, dtype="float32")
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from error
-    if rate != SAMPLE_RATE or audio.ndim != 1:
-        raise UsageError(f"{path}: expected one channel at {SAMPLE_RATE} Hz")
-    return np.ascontiguousarray(audio)
-
-
 def _distinct(recordings: Iterable[Audio]) -> list[Audio]:
     return list({x.tobytes(): x for x in recordings}.values())
 
@@ -278,7 +267,7 @@ def main(
             raise UsageError(f"--model {bad[0]}: expected NAME=MODEL")
         enhancers = {name: Enhancer(Model.load(source)) for name, source in named.items()}
         pairs = [pair for table in tables for pair in read_table(table)]
-        pairs += [Pair(name, _read(noisy), _read(clean)) for name, noisy, clean in single]
+        pairs += [Pair(name, read_recording(noisy), read_recording(clean)) for name, noisy, clean in single]
         if not pairs:
             raise UsageError("no mixtures", hint="give --table FILE or --pair SET NOISY CLEAN")
         report = _report(pairs, enhancers, bool(teacher), quick)
