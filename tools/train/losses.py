@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernels import LowLoss
-from targets import COMPRESSION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from batches import Batch
     from network import Net, Output
+
+#: Exponent of compressed spectra, near that of loudness. With 0.3, what is uncertain comes out too quiet.
+COMPRESSION = 0.5
 
 #: What is added to gains and powers before they are compressed: the slope at zero has an end.
 _GAIN_FLOOR, _POWER_FLOOR = 1e-4, 1e-6
@@ -36,9 +38,9 @@ class Weights:
         Of the plain gains and of the local SNR.
     """
 
-    magnitude: float = 0.6
-    complex: float = 0.4
-    per_db: float = 1e-3
+    magnitude: float = 0.85
+    complex: float = 0.15
+    per_db: float = 2e-3
     knee: float = 1e3
     mask: float = 0.1
     lsnr: float = 0.2
