@@ -106,10 +106,10 @@ def test_the_compiled_loss_is_the_plain_one():
     torch.manual_seed(3)
     z = torch.randn(2, 6, 5, 10, requires_grad=True)
     noisy, target = torch.randn(2, 10, 2, 5), torch.randn(2, 6, 2, 5)
-    settings = (1.5, 0.3, 0.6, 0.4, 1e-2, 1e3, 1e-6)
-    want = losses.low_loss_plain(z, noisy, target, settings)
+    edges, settings = (0, 1, 3, 5), (1.5, 0.3, 0.6, 0.4, 1e-2, 1e3, 1e-6, 0.5)
+    want = losses.low_loss_plain(z, noisy, target, edges, settings)
     (wanted,) = torch.autograd.grad(want, z)
-    got = kernels.LowLoss.apply(z, noisy, target, settings)
+    got = kernels.LowLoss.apply(z, noisy, target, edges, settings)
     (gradient,) = torch.autograd.grad(got, z)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=0)
     torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-6)
@@ -119,9 +119,36 @@ def test_a_perfect_answer_has_no_loss():
     z = torch.full((1, 4, 3, 10), 0.3)
     noisy = torch.randn(1, 8, 2, 3)
     target = torch.stack(losses.filtered(z, noisy, 1.5), 2)
-    settings = (1.5, 0.3, 0.6, 0.4, 1e-2, 1e3, 1e-6)
-    assert losses.low_loss_plain(z, noisy, target, settings) < 1e-6
-    assert losses.low_loss_plain(z, noisy, 0.5 * target, settings) > 1e-2
+    settings = (1.5, 0.3, 0.6, 0.4, 1e-2, 1e3, 1e-6, 0.5)
+    assert losses.low_loss_plain(z, noisy, target, (0, 3), settings) < 1e-6
+    assert losses.low_loss_plain(z, noisy, 0.5 * target, (0, 3), settings) > 1e-2
+
+
+def test_bands_of_the_loss_hear_power_and_no_phase():
+    torch.manual_seed(5)
+    # one tap lets each bin pass with a gain and a phase of its own
+    z = torch.zeros(1, 4, 6, 10)
+    noisy, target = torch.randn(1, 8, 2, 6), torch.zeros(1, 4, 2, 6)
+    middle = noisy[:, 2:6]
+    gains = torch.tensor([0.5, 0.5, 0.5, 0.9, 0.9, 0.9])
+    z[..., 4] = torch.atanh(gains / 1.5)
+    target[:, :, 0], target[:, :, 1] = -gains * middle[:, :, 1], gains * middle[:, :, 0]
+    bands_alone = (1.5, 0.5, 0.0, 0.0, 0.0, 1e3, 1e-6, 1.0)
+    assert losses.low_loss_plain(z, noisy, target, (0, 3, 6), bands_alone) < 1e-10
+    # twin: one band twice as loud as wanted
+    target[:, :, :, :3] /= 2**0.5
+    got = losses.low_loss_plain(z, noisy, target, (0, 3, 6), bands_alone)
+    power = (gains[:3] ** 2 * (middle[0, :, 0, :3] ** 2 + middle[0, :, 1, :3] ** 2)).mean(-1)
+    wanted = (power**0.25 * (1 - 0.5**0.25)).square().mean() / 2
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=0)
+
+
+def test_bands_of_the_loss_are_those_of_the_gains(bundled):
+    c = bundled.config
+    edges = losses.band_edges(c.nb_erb, c.nb_df)
+    widths = targets.erb_widths(c.sample_rate, c.fft_size, c.nb_erb, c.min_nb_erb_freqs)
+    assert list(np.diff(edges)[:-1]) == list(widths[: len(edges) - 2])
+    assert edges[-1] == c.nb_df
 
 
 # -- the graphs ----------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dfstream.dsp._jit import float32, inner, jit, reads, writes
+from dfstream.dsp._jit import float32, inner, intp, jit, reads, writes
 from dfstream.net.kernels import _sigmoid, _tanh
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
+    Edges = NDArray[np.intp]
 
 _DB = np.float32(10 / np.log(10))
 
@@ -52,19 +53,24 @@ class LowLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z: torch.Tensor, noisy: torch.Tensor, target: torch.Tensor, settings: tuple[float, ...]
+        ctx: Any,
+        z: torch.Tensor,
+        noisy: torch.Tensor,
+        target: torch.Tensor,
+        edges: tuple[int, ...],
+        settings: tuple[float, ...],
     ) -> torch.Tensor:
         """As `losses.low_loss_plain`."""
         gradient, losses = torch.empty(z.shape), torch.empty(len(z))
-        numbers = np.array(settings, np.float32)
-        _low_loss(_array(z), _array(noisy), _array(target), numbers, _array(gradient), _array(losses))
+        bands, numbers = np.array(edges, np.intp), np.array(settings, np.float32)
+        _low_loss(_array(z), _array(noisy), _array(target), bands, numbers, _array(gradient), _array(losses))
         ctx.save_for_backward(gradient)
         return losses.sum()
 
     @staticmethod
     def backward(ctx: Any, d: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient over ``z``; nothing else has one."""
-        return ctx.saved_tensors[0] * d, None, None, None
+        return ctx.saved_tensors[0] * d, None, None, None, None
 
 
 def _array(tensor: torch.Tensor) -> Any:
@@ -178,12 +184,42 @@ def _distance(
     return total
 
 
+@inner
+def _band_distance(
+    y: Floats, target: Floats, edges: Edges, c: Any, floor: Any, share: Any, each: Any, dy: Floats
+) -> Any:
+    """Return the compressed distance of the bands of one frame; adds its gradient over the bins."""
+    total, two, half = np.float32(0), np.float32(2), np.float32(0.5)
+    for band in range(edges.size - 1):
+        first, last = edges[band], edges[band + 1]
+        width = np.float32(last - first)
+        p, q = np.float32(0), np.float32(0)
+        for k in range(first, last):
+            p += y[0, k] * y[0, k] + y[1, k] * y[1, k]
+            q += target[0, k] * target[0, k] + target[1, k] * target[1, k]
+        p, q = p / width + floor, q / width + floor
+        compressed = p ** (half * c)
+        above = compressed - q ** (half * c)
+        total += share * above * above
+        along = each * share * two * above * c * compressed / (p * width)
+        for k in range(first, last):
+            dy[0, k] += along * y[0, k]
+            dy[1, k] += along * y[1, k]
+    return total
+
+
 @jit(
-    reads(float32, 4), reads(float32, 4), reads(float32, 4), reads(float32, 1), writes(float32, 4),
-    writes(float32, 1),
+    reads(float32, 4), reads(float32, 4), reads(float32, 4), reads(intp, 1), reads(float32, 1),
+    writes(float32, 4), writes(float32, 1),
 )  # fmt: skip
 def _low_loss(
-    z: Floats, noisy: Floats, target: Floats, numbers: Floats, gradient: Floats, losses: Floats
+    z: Floats,
+    noisy: Floats,
+    target: Floats,
+    edges: Edges,
+    numbers: Floats,
+    gradient: Floats,
+    losses: Floats,
 ) -> None:
     """Write the loss of every item and its gradient over the coefficients before their activation.
 
@@ -192,13 +228,14 @@ def _low_loss(
     """
     B, T, D, parts = z.shape
     taps = parts // 2
-    reach, exponent, magnitude, complex_, per_db, knee, floor = numbers
+    reach, exponent, magnitude, complex_, per_db, knee, floor, per_band = numbers
     coefs, y, dy = (
         np.empty((D, parts), np.float32),
         np.empty((2, D), np.float32),
         np.empty((2, D), np.float32),
     )
     each = np.float32(1) / np.float32(B * T * D)
+    share = per_band * np.float32(D) / np.float32(edges.size - 1)
     for item in range(B):
         error, energy = np.float64(0), np.float64(1e-9)
         for t in range(T):
@@ -216,6 +253,7 @@ def _low_loss(
             total += each * _distance(
                 y, target[item, t], exponent, magnitude, complex_, floor, each, pull, dy
             )
+            total += each * _band_distance(y, target[item, t], edges, exponent, floor, share, each, dy)
             for k in range(D):
                 for tap in range(taps):
                     x_re, x_im = noisy[item, t + tap, 0, k], noisy[item, t + tap, 1, k]
