@@ -88,27 +88,27 @@ def _synthesised(voices: str, licence: str, author: str) -> Recordings:
 #: voice was made from stands with the author. Voices from recordings without a free licence are not listed.
 ORIGINS = {
     "kathleen": Origin(
-        "github.com/rhasspy/dataset-voice-kathleen",
+        "github:rhasspy/dataset-voice-kathleen",
         "c51cb971036a127359b43c621f26ca5081eab13e",
         (Recordings(r"data/.*\.wav", "CC0-1.0", "Kathleen", minutes=25),),
     ),
     "kerstin": Origin(
-        "github.com/rhasspy/dataset-voice-kerstin",
+        "github:rhasspy/dataset-voice-kerstin",
         "f73127135cf80d6ef52aef6af58c49774f4fd625",
         (Recordings(r"verified/.*\.flac", "CC0-1.0", "Kerstin", minutes=25),),
     ),
     "commands": Origin(
-        "github.com/Picovoice/speech-to-intent-benchmark",
+        "github:Picovoice/speech-to-intent-benchmark",
         "47b1ca63afe4f08cb83e1f70fec16764879bd130",
         (Recordings(r"data/speech/clean/.*\.wav", "Apache-2.0", "Picovoice", minutes=60),),
     ),
     "words": Origin(
-        "github.com/Picovoice/wake-word-benchmark",
+        "github:Picovoice/wake-word-benchmark",
         "84919190fb1891bf0936dcb577d9268e467f876f",
         (Recordings(r"audio/[^/]+/.*\.(?:flac|wav)", "Apache-2.0", "Picovoice", minutes=30),),
     ),
     "mandarin": Origin(
-        "github.com/hugolpz/audio-cmn",
+        "github:hugolpz/audio-cmn",
         "ff9ed3d0c631195bd2c06f39450f3264c7124040",
         (
             Recordings(r"96k/hsk/.*\.mp3", "CC-BY-SA", "Yue Tan", minutes=15),
@@ -116,7 +116,7 @@ ORIGINS = {
         ),
     ),
     "synthesised": Origin(
-        "github.com/MycroftAI/mimic3-voices",
+        "github:MycroftAI/mimic3-voices",
         "b239a9084e21fbaa7ac78ea6e31f5de1c31c8f42",
         (
             _synthesised("en_US/vctk_low", "CC-BY-SA-4.0", "Mycroft AI; voices: VCTK (CC BY 4.0)"),
