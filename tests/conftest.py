@@ -71,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     (shared / "kernels").mkdir(exist_ok=True)
     config.stash[_SHARED] = shared / "kernels"
     os.environ["DFSTREAM_CACHE"] = str(shared)
-    # a shell begins what runs in its background with interrupts ignored, and the programs that tests interrupt
+    # a shell begins what runs in its background with interrupts ignored, and what tests interrupt
     # would inherit that and never end
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
