@@ -73,7 +73,7 @@ class Recordings:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """A repository, at the commit that was listened to."""
+    """A repository, and the commit whose files the bundled model learned from."""
 
     repository: str
     commit: str
@@ -267,7 +267,7 @@ def _joined(takes: list[Take]) -> Take:
         part for take in takes for part in (take.audio * (_RMS / max(active_rms(take.audio), 1e-5)), gap)
     ]
     x = np.concatenate(parts[:-1])
-    x *= min(1.0, _PEAK / float(np.abs(x).max()))
+    x *= _PEAK / max(float(np.abs(x).max()), _PEAK)
     return Take(x.astype(np.float32), tuple(dict.fromkeys(name for take in takes for name in take.names)))
 
 
