@@ -23,6 +23,7 @@ import optimiser
 import pool
 import targets
 import training
+from dfstream import catalog
 from dfstream.errors import UsageError, VerifyFailed
 from dfstream.model import Model
 from dfstream.stream import Stream
@@ -197,6 +198,30 @@ def test_graphs_that_are_not_the_networks_are_not_written(tmp_path, monkeypatch)
     with pytest.raises(VerifyFailed, match="away from torch"):
         export.export(small_net(0), tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_is_where_its_training_can_go_on(tmp_path):
+    net = network.Net().eval()
+    export.export(net, tmp_path / "model")
+    again = export.recovered(tmp_path / "model")
+    for name, weight in net.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+    # the model in the package is of that form, to the bit
+    folder = catalog.bundled_dir()
+    for name, graph in export.graphs(export.recovered(folder)).items():
+        stored = onnx.load(folder / f"{name}.onnx").graph.initializer
+        for mine, theirs in zip(graph.graph.initializer, stored, strict=True):
+            np.testing.assert_array_equal(*(onnx.numpy_helper.to_array(one) for one in (mine, theirs)))
+
+
+def test_graphs_of_another_network_are_no_beginning(tmp_path, synthetic_folder):
+    with pytest.raises(UsageError, match="another network"):
+        export.recovered(synthetic_folder("dfn3"))
+    with pytest.raises(UsageError, match="cannot be read"):
+        export.recovered(tmp_path)
+    (tmp_path / "enc.onnx").write_bytes(b"no graph at all")
+    with pytest.raises(UsageError, match="cannot be read"):
+        export.recovered(tmp_path)
 
 
 def test_blends_lie_between_two_networks():

@@ -16,6 +16,7 @@ import click
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from dfstream.atomic import replacing_folder
@@ -274,6 +275,39 @@ def export(net: Net, folder: Path) -> str:
     return (
         f"{folder}: {net.parameter_count} parameters, {net.macs_per_hop()} MACs a hop, {worst:.1e} from torch"
     )
+
+
+def recovered(folder: Path) -> Net:
+    """Return the network whose graphs are in a folder: a bundled model is where its training can go on.
+
+    A network whose weights are their own numbers shows, in its graphs, where each weight went.
+
+    Raises
+    ------
+    UsageError
+        The graphs are of another network, or cannot be read.
+    """
+    net, numbered = Net(), Net()
+    first = 1_000  # clear of the constants that are no weights
+    count = net.parameter_count
+    numbers = torch.arange(first, first + count, dtype=torch.float32)
+    torch.nn.utils.vector_to_parameters(numbers, numbered.parameters())
+    weights = np.full(count, np.nan, np.float32)
+    for name, wanted in graphs(numbered).items():
+        try:
+            stored = onnx.load(folder / f"{name}.onnx", load_external_data=False)
+        except (OSError, DecodeError) as error:
+            raise UsageError(f"{folder / name}.onnx cannot be read ({error})") from error
+        found = {constant.name: numpy_helper.to_array(constant) for constant in stored.graph.initializer}
+        for constant in wanted.graph.initializer:
+            places, values = numpy_helper.to_array(constant), found.get(constant.name)
+            if values is None or values.shape != places.shape:
+                raise UsageError(f"{folder / name}.onnx is of another network")
+            ours = places >= first
+            weights[places[ours].astype(np.int64) - first] = values[ours]
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(weights), net.parameters())
+    net.eval()
+    return net
 
 
 def blended(net: Net, other: Net, share: float) -> Net:

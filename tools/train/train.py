@@ -143,7 +143,7 @@ def fit(
     items : int
         Crops of a batch.
     initial : Path, optional
-        Weights to begin with.
+        Weights to begin with, or a folder with the graphs of a model.
     generators : sequence of Process
         Those that write shards.
     pause_s : float, optional
@@ -152,7 +152,7 @@ def fit(
     import torch
 
     from batches import Batches, Cropping
-    from export import export
+    from export import export, recovered
     from network import load_weights
     from training import WEIGHTS, Run
 
@@ -173,7 +173,8 @@ def fit(
     held = pool.Pool(source.shards("valid"))
     fixed = Batches(held, layout, config, Cropping(items=16, seed=7, augmented=False), device)
     valid = [fixed(number) for number in range(_VALID_BATCHES)] if len(held) else []
-    run = Run(out, settings, load_weights(initial) if initial else None)
+    begin = recovered if initial and initial.is_dir() else load_weights
+    run = Run(out, settings, begin(initial) if initial else None)
     threads = 1 if device == "cpu" else 4
     supply = Batches(shards, layout, config, Cropping(items=items, threads=threads), device)
     run.train(supply, budget, valid, click.echo, pause_s)
@@ -262,8 +263,9 @@ def generate_command(
     "--seed", type=click.IntRange(0), default=_TRAIN_SEED, show_default=True, help="Of the mixtures."
 )
 @click.option(
-    "--init", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Weights to begin with."
-)
+    "--init", type=click.Path(path_type=Path, exists=True),
+    help="Weights to begin with, or the folder of a model that was exported.",
+)  # fmt: skip
 @click.option("--rate", type=float, default=2e-3, show_default=True, help="Highest learning rate.")
 @click.option("--warmup", type=click.IntRange(1), default=200, show_default=True, help="Steps up to it.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Crops a step.")
