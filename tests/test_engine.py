@@ -486,7 +486,8 @@ def test_silence_costs_no_more_than_sound(synthetic_model, channels):
 def test_no_drift_in_half_an_hour(bundled, noisy):
     """The same five seconds again and again give the same output, once the recurrent states have settled.
 
-    The deep filter's forget by a half in about two minutes; the encoder's in seconds.
+    How soon is a matter of the weights: the first bundled model took minutes, this one seconds. What is left
+    is rounding (3.4e-7 seen); errors that grew would pass a millionth in half an hour.
     """
     stream, period = Stream(bundled, block_frames=100), noisy[: 5 * 48_000]
     outputs, lsnrs = [], []
@@ -496,7 +497,7 @@ def test_no_drift_in_half_an_hour(bundled, noisy):
     minute = 12
     assert emulation.error(outputs[-1], outputs[-1 - minute]) < 1e-4
     changes = [emulation.error(outputs[-1], outputs[at * minute]) for at in (2, 5, 10, 20)]
-    assert all(later < earlier for earlier, later in itertools.pairwise(changes))
+    assert all(later < max(earlier, 1e-6) for earlier, later in itertools.pairwise(changes))
     assert np.abs(lsnrs[-1] - lsnrs[2 * minute]).max() < 1e-3
 
 
