@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,8 @@ from scipy import signal
 
 from corpus import SAMPLE_RATE, active_rms
 from dfstream.atomic import replacing
-from dfstream.errors import DfstreamError, UsageError
+from dfstream.errors import UsageError
+from reporting import errors_in_a_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -80,8 +80,9 @@ class Origin:
     recordings: tuple[Recordings, ...]
 
 
-def _synthesised(voices: str, licence: str, author: str) -> Recordings:
-    return Recordings(rf"samples/(?P<voice>(?:{voices})/\w+)\.wav", licence, author)
+def _synthesised(voices: str, made_from: str) -> Recordings:
+    files = rf"samples/(?P<voice>(?:{voices})/\w+)\.wav"
+    return Recordings(files, "CC-BY-SA-4.0", f"Mycroft AI; {made_from}")
 
 
 #: What can be collected. The synthesised samples are CC BY-SA as a whole; what the recordings ask for that a
@@ -119,32 +120,32 @@ ORIGINS = {
         "github:MycroftAI/mimic3-voices",
         "b239a9084e21fbaa7ac78ea6e31f5de1c31c8f42",
         (
-            _synthesised("en_US/vctk_low", "CC-BY-SA-4.0", "Mycroft AI; voices: VCTK (CC BY 4.0)"),
-            _synthesised("en_US/hifi-tts_low", "CC-BY-SA-4.0", "Mycroft AI; voices: Hi-Fi TTS (CC BY 4.0)"),
-            _synthesised("it_IT/mls_low", "CC-BY-SA-4.0", "Mycroft AI; voices: MLS (CC BY 4.0)"),
-            _synthesised("fr_FR/siwis_low", "CC-BY-SA-4.0", "Mycroft AI; voice: SIWIS (CC BY 4.0)"),
-            _synthesised("vi_VN/vais1000_low", "CC-BY-SA-4.0", "Mycroft AI; voice: VAIS-1000 (CC BY 4.0)"),
+            _synthesised("en_US/vctk_low", "voices: VCTK (CC BY 4.0)"),
+            _synthesised("en_US/hifi-tts_low", "voices: Hi-Fi TTS (CC BY 4.0)"),
+            _synthesised("it_IT/mls_low", "voices: MLS (CC BY 4.0)"),
+            _synthesised("fr_FR/siwis_low", "voice: SIWIS (CC BY 4.0)"),
+            _synthesised("vi_VN/vais1000_low", "voice: VAIS-1000 (CC BY 4.0)"),
             _synthesised(
                 "af_ZA/google-nwu_low|tn_ZA/google-nwu_low|jv_ID/google-gmu_low|ne_NP/ne-google_low",
-                "CC-BY-SA-4.0", "Mycroft AI; voices: Google and universities (CC BY-SA 4.0)",
+                "voices: Google and universities (CC BY-SA 4.0)",
             ),
             _synthesised(
                 "ha_NE/openbible_low|yo/openbible_low",
-                "CC-BY-SA-4.0", "Mycroft AI; voices: Open Bible (CC BY-SA 4.0)",
+                "voices: Open Bible (CC BY-SA 4.0)",
             ),
             _synthesised(
                 "bn/multi_low|en_US/cmu-arctic_low|gu_IN/cmu-indic_low|te_IN/cmu-indic_low",
-                "CC-BY-SA-4.0", "Mycroft AI; voices: Carnegie Mellon University (BSD), Google (CC BY-SA 4.0)",
+                "voices: Carnegie Mellon University (BSD), Google (CC BY-SA 4.0)",
             ),
             _synthesised(
                 r"\w+/m-ailabs_low|ru_RU/multi_low|it_IT/riccardo-fasol_low",
-                "CC-BY-SA-4.0", "Mycroft AI; voices: M-AILABS (BSD), CSS10 (CC0)",
+                "voices: M-AILABS (BSD), CSS10 (CC0)",
             ),
             _synthesised(
                 "de_DE/thorsten_low|de_DE/thorsten-emotion_low|el_GR/rapunzelina_low|fa/haaniye_low"
                 "|fi_FI/harri-tapani-ylilammi_low|hu_HU/diana-majlinger_low|nl/[a-z-]+_low"
                 "|en_US/ljspeech_low|es_ES/carlfm_low",
-                "CC-BY-SA-4.0", "Mycroft AI; voices: CC0 or public domain",
+                "voices: CC0 or public domain",
             ),
         ),
     ),
@@ -320,7 +321,7 @@ def _files(
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False))
 def main(pairs: tuple[str, ...], out: Path) -> None:
     """Make an audio folder for training from checkouts of public repositories."""
-    try:
+    with errors_in_a_line():
         checkouts = {}
         for text in pairs:
             name, _, folder = text.partition("=")
@@ -330,9 +331,6 @@ def main(pairs: tuple[str, ...], out: Path) -> None:
                 raise UsageError(f"{folder or text}: no folder")
             checkouts[name] = Path(folder)
         click.echo(write(checkouts, out))
-    except DfstreamError as error:
-        click.echo(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), err=True)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,12 @@ import soxr
 # the scores are those of the tool one folder up
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 from corpus import SAMPLE_RATE, read_recording
-from dfstream.errors import DfstreamError, UsageError
+from dfstream.errors import UsageError
 from dfstream.model import Model
 from dfstream.offline import OFFLINE_BLOCK_FRAMES
 from dfstream.stream import Stream
 from precision import Judge, si_sdr_db
+from reporting import errors_in_a_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -259,7 +260,7 @@ def main(
     single: tuple[tuple[str, Path, Path], ...], quick: bool, as_json: Path | None,
 ) -> None:  # fmt: skip
     """Score models on mixtures with references."""
-    try:
+    with errors_in_a_line():
         named = {"bundled": "bundled", **dict(text.split("=", 1) for text in models if "=" in text)}
         if teacher:
             named["teacher"] = teacher
@@ -271,9 +272,6 @@ def main(
         if not pairs:
             raise UsageError("no mixtures", hint="give --table FILE or --pair SET NOISY CLEAN")
         report = _report(pairs, enhancers, bool(teacher), quick)
-    except DfstreamError as error:
-        click.echo(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), err=True)
-        sys.exit(error.exit_code)
     if as_json:
         as_json.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -8,7 +8,6 @@ zeros.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,9 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from dfstream.atomic import replacing_folder
-from dfstream.errors import DfstreamError, UsageError, VerifyFailed
+from dfstream.errors import UsageError, VerifyFailed
 from network import Net, load_weights
+from reporting import errors_in_a_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -327,12 +327,9 @@ def blended(net: Net, other: Net, share: float) -> Net:
 @click.option("--share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of the others.")
 def main(weights: Path, folder: Path, blend: Path | None, share: float) -> None:
     """Write the graphs of trained weights, or of a blend of two."""
-    try:
+    with errors_in_a_line():
         net = load_weights(weights)
         click.echo(export(blended(net, load_weights(blend), share) if blend else net, folder))
-    except DfstreamError as error:
-        click.echo(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), err=True)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

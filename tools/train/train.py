@@ -35,8 +35,9 @@ for _library in ("OMP", "OPENBLAS", "MKL"):
 import corpus
 import mixing
 import pool
-from dfstream.errors import DfstreamError, UsageError
+from dfstream.errors import UsageError
 from dfstream.model import Model
+from reporting import errors_in_a_line
 from targets import Layout, Teacher
 
 #: Seeds of the mixtures that are trained on and of those that are validated on.
@@ -311,13 +312,11 @@ def smoke(device: str, **where: Any) -> None:
 def main() -> None:
     """Run a command; errors are one line."""
     try:
-        cli(standalone_mode=False)
+        with errors_in_a_line():
+            cli(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except DfstreamError as error:
-        click.echo(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), err=True)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":
